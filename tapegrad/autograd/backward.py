@@ -1,0 +1,337 @@
+"""`backward` and `grad`: start a sweep, answer what it asks for, hand out the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tapegrad import errors
+from tapegrad.engine import structs
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_PRODUCER
+from tapegrad.ops._rule import OPS
+from tapegrad.tensor import Tensor, layout_facts, wrap
+
+_S = rt.S
+_FIELDS = ("in0", "in1", "in2")
+
+
+def _as_tuple(value: Any) -> tuple:
+    return (value,) if isinstance(value, Tensor) or value is None else tuple(value)
+
+
+def _check_roots(tensors: Sequence[Tensor]) -> None:
+    for k, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"element {k} of tensors must be a Tensor, but got {type(t).__name__}")
+        if not t.requires_grad:
+            raise RuntimeError(errors.NO_GRAPH.format(k))
+
+
+def _start_values(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> list[Tensor]:
+    from tapegrad.creation import ones_like
+
+    if len(gradients) != len(tensors):
+        raise RuntimeError(f"got {len(tensors)} tensors and {len(gradients)} gradients")
+    starts = []
+    for k, (t, g) in enumerate(zip(tensors, gradients, strict=True)):
+        if g is None:
+            if t.numel() != 1:
+                raise RuntimeError(errors.NOT_SCALAR)
+            g = ones_like(t)
+        elif not isinstance(g, Tensor):
+            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
+        elif g.shape != t.shape:
+            raise RuntimeError(errors.GRADIENT_SHAPE.format(k=k, given=g.shape, expected=t.shape))
+        starts.append(g.detach().to(t.dtype).contiguous())
+    return starts
+
+
+def backward(
+    tensors: Any,
+    grad_tensors: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Accumulate the gradients of tensors into the leaves they were computed from.
+
+    Args:
+        tensors: one or several roots.
+        grad_tensors: the adjoints to start from; None for roots of one element.
+        retain_graph: keep the saved values, so that backward may run again.
+        create_graph: record the derivative computation too.
+        inputs: accumulate into these tensors only.
+
+    Raises:
+        RuntimeError: if a root does not require grad or has more than one element and no gradient, if something saved was
+            freed or modified, or if shapes differ.
+
+    >>> import tapegrad as tg
+    >>> x = tg.tensor(3.0, requires_grad=True)
+    >>> tg.autograd.backward(x * x)
+    >>> x.grad
+    tensor(6.)
+    """
+    roots = _as_tuple(tensors)
+    if create_graph:
+        raise RuntimeError(errors.DOUBLE_BACKWARD)
+    _check_roots(roots)
+    gradients = _as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(roots)
+    starts = _start_values(roots, gradients)
+    if inputs is None:
+        _run(roots, starts, bool(retain_graph), None)
+        return
+    wanted = _as_tuple(inputs)
+    if not wanted:
+        raise RuntimeError("'inputs' argument to backward() cannot be empty.")
+    for k, t in enumerate(wanted):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"inputs[{k}] must be a Tensor, but got {type(t).__name__}")
+        if not t.requires_grad:
+            raise RuntimeError(errors.INPUT_NO_GRAD)
+    found = _run(roots, starts, bool(retain_graph), list(dict.fromkeys(wanted)))
+    for t, g in zip(dict.fromkeys(wanted), found, strict=True):
+        if g is not None:
+            before = rt.set_mode(_S, structs.NO_GRAD_MODE)
+            try:
+                t.grad = g if t.grad is None else t.grad + g
+            finally:
+                rt.set_mode(_S, before)
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of outputs with respect to inputs, without touching `.grad`.
+
+    Args:
+        outputs: one or several tensors.
+        inputs: one or several tensors that require grad, leaves or results.
+        grad_outputs: the adjoints to start from; None for outputs of one element.
+        retain_graph: keep the saved values, so that the graph may be used again.
+        create_graph: record the derivative computation too.
+        allow_unused: give None, instead of an error, for inputs the outputs do not depend on.
+        is_grads_batched: whether `grad_outputs` have a leading batch dimension.
+        materialize_grads: give zeros for them.
+
+    Returns:
+        One gradient an input.
+
+    Raises:
+        RuntimeError: as `backward`; and if an input was not used.
+
+    >>> import tapegrad as tg
+    >>> x = tg.tensor(2.0, requires_grad=True)
+    >>> tg.autograd.grad(x**3, x)
+    (tensor(12.),)
+    """
+    if materialize_grads and allow_unused is False:
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: False."
+        )
+    if create_graph:
+        raise RuntimeError(errors.DOUBLE_BACKWARD)
+    roots, wanted = _as_tuple(outputs), _as_tuple(inputs)
+    _check_roots(roots)
+    for t in wanted:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"inputs must be Tensors, but got {type(t).__name__}")
+        if not t.requires_grad:
+            raise RuntimeError(errors.INPUT_NO_GRAD)
+    gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
+    if is_grads_batched:
+        return _batched(roots, wanted, gradients, retain_graph, bool(allow_unused), materialize_grads)
+    starts = _start_values(roots, gradients)
+    unique = list(dict.fromkeys(wanted))
+    found = dict(zip(unique, _run(roots, starts, bool(retain_graph), unique), strict=True))
+    if not (allow_unused or materialize_grads) and any(g is None for g in found.values()):
+        raise RuntimeError(errors.UNUSED_INPUT)
+    if materialize_grads:
+        from tapegrad.creation import zeros_like
+
+        found = {t: zeros_like(t) if g is None else g for t, g in found.items()}
+    return tuple(found[t] for t in wanted)
+
+
+def _batched(
+    roots: Any, wanted: Any, gradients: Any, retain: Any, allow_unused: bool, materialize: bool
+) -> tuple:
+    # one sweep a row of the batch over the retained graph
+    from tapegrad.ops.movement import stack
+
+    count = gradients[0].shape[0]
+    rows = []
+    for b in range(count):
+        keep = bool(retain) or b < count - 1
+        part = [None if g is None else g[b] for g in gradients]
+        rows.append(grad(roots, wanted, part, keep, False, allow_unused or None, False, materialize))
+    return tuple(
+        None if any(g is None for g in column) else stack(list(column)) for column in zip(*rows, strict=True)
+    )
+
+
+def _run(
+    roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
+) -> list[Tensor | None]:
+    """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
+    state = rt.state
+    rows = [rt.look(_S, t._id, LOOK_PRODUCER) for t in roots]
+    top = max(rows)
+    if state.sweeping:
+        outer = {name: int(state[name]) for name in ("pending", "touched", "selective", "retain")}
+        state["pending"] = state["touched"] = 0
+    else:
+        outer = None
+    state["sweeping"] += 1
+    state["retain"] = retain
+    state["selective"] = wanted is not None
+    marked = 0
+    try:
+        if wanted is not None:
+            for t in wanted:
+                rt.set_mark(_S, t._id, 1)
+                rt.set_flag(_S, t._id, structs.CAPTURE, 1)
+            producers = [rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted]
+            marked = max(min(producers), 0)
+            if top >= 0:
+                rt.mark_paths(_S, marked, top)
+        try:
+            for t, g in zip(roots, starts, strict=True):
+                if len(roots) > 1:
+                    rt.load_moves(t.dtype.code)
+                if not rt.seed(_S, t._id, rt.look(_S, g._id, LOOK_DATA)):
+                    raise MemoryError("no memory for a gradient")
+            _sweep(top)
+        except BaseException:
+            rt.abandon(_S, int(state.row_count) - 1)
+            raise
+        while (answer := rt.settle(_S)) != structs.DONE:
+            if answer == structs.SWEEP_MEMORY:
+                raise MemoryError("no memory for a gradient")
+            rt.load_moves(int(state.fault_slot))
+        found: list[Tensor | None] = []
+        for t in wanted or ():
+            k = rt.adjoint_buffer(_S, t._id)
+            found.append(wrap(k) if k else None)
+        return found
+    finally:
+        if wanted is not None:
+            for t in wanted:
+                rt.set_mark(_S, t._id, 0)
+                rt.set_flag(_S, t._id, structs.CAPTURE, 0)
+            if top >= 0:
+                rt.clear_marks(_S, marked, top)
+        state["sweeping"] -= 1
+        if outer is not None:
+            for name, value in outer.items():
+                state[name] = value
+        if state.orphans:
+            rt.drop_orphans(_S)
+
+
+def _sweep(top: int) -> None:
+    state = rt.state
+    answer = rt.sweep(_S, top)
+    while answer != structs.DONE:
+        index, slot = int(state.fault), int(state.fault_slot)
+        op = OPS[int(rt.row(index)["op"])]
+        assert op is not None
+        if answer == structs.SWEEP_KERNEL:
+            op.load_reverse(slot)
+        elif answer == structs.SWEEP_PARALLEL:
+            rt.load_parallel_driver()
+        elif answer == structs.SWEEP_MOVE:
+            for dtype in (0, 1):
+                rt.load_moves(dtype)
+        elif answer == structs.SWEEP_PYTHON:
+            _reverse_in_python(op, index)
+            index -= 1
+        elif answer == structs.SWEEP_FREED:
+            raise RuntimeError(errors.BACKWARD_TWICE)
+        elif answer == structs.SWEEP_MODIFIED:
+            raise RuntimeError(_modified(index, slot))
+        else:
+            raise MemoryError(f"no memory for the gradients of {op.grad_name}")
+        answer = rt.sweep(_S, index)
+
+
+def _reverse_in_python(op: Any, index: int) -> None:
+    """Run a backward that is written over tensors."""
+    row = rt.row(index)
+    need = rt.wanted_inputs(_S, index)
+    out, operands = int(row["out"]), [int(row[f]) for f in _FIELDS]
+    saved = int(row["saved"])
+    words = _attribute_words(int(row["attr"]))
+    extra, words = words[: words[0] + 1][1:] if words else [], words[words[0] + 1 :] if words else []
+    k = rt.adjoint_copy(_S, out)
+    if k == 0:
+        raise MemoryError(f"no memory for the gradients of {op.grad_name}")
+    g = wrap(k)
+    kept: list[Tensor | None] = []
+    for position, operand in enumerate([*operands, out]):
+        if saved >> position & 1:
+            rt.retain(_S, operand)
+            kept.append(wrap(operand).detach())
+        else:
+            kept.append(None)
+    before = rt.set_mode(_S, structs.NO_GRAD_MODE)
+    try:
+        parts = op.reverse(g, need, kept, words)
+    finally:
+        rt.set_mode(_S, before)
+    for position, target in enumerate([*operands, *extra]):
+        part = parts[position] if position < len(parts) else None
+        wanted = need >> position & 1 if position < 3 else need & 8
+        if part is None or not wanted or not target:
+            continue
+        meta = rt.look(_S, target, LOOK_META)
+        dtype = meta & 0xFF
+        if not (meta >> 8) & structs.REQUIRES_GRAD:
+            continue
+        part = part.contiguous()
+        if part.dtype.code != dtype:
+            from tapegrad import dtypes
+
+            part = part.to(dtypes.ALL[dtype])
+        rt.load_moves(dtype)
+        if not rt.accumulate_adjoint(_S, target, part._id):
+            raise MemoryError(f"no memory for the gradients of {op.grad_name}")
+    rt.finish_row(_S, index)
+
+
+def _attribute_words(address: int) -> list[int]:
+    import ctypes
+
+    if not address:
+        return []
+    size = ctypes.c_int64.from_address(address).value
+    return list((ctypes.c_int64 * size).from_address(address))[1:]
+
+
+def _modified(index: int, slot: int) -> str:
+    row = rt.row(index)
+    k = int(row["out"]) if slot == 3 else int(row[_FIELDS[slot]])
+    expected = int(row[f"version{slot}"])
+    meta = rt.look(_S, k, LOOK_META)
+    from tapegrad import dtypes
+
+    facts: dict[str, Any] = {
+        "type": dtypes.ALL[meta & 0xFF].tensor_type,
+        "shape": list(layout_facts(meta >> 16)[0]),
+        "version": int(rt.storage(int(rt.buffer(k)["storage"]))["version"]),
+        "expected": expected,
+    }
+    producer = rt.look(_S, k, LOOK_PRODUCER)
+    if producer < 0:
+        return errors.MODIFIED_LEAF.format(**facts)
+    writer = OPS[int(rt.row(producer)["op"])]
+    assert writer is not None
+    return errors.MODIFIED.format(name=writer.grad_name, **facts)

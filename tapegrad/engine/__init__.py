@@ -1,0 +1,1 @@
+"""How a tape is stored and run; knows no Tensor (see README.md beside this file)."""

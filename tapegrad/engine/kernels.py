@@ -1,0 +1,306 @@
+"""Building compiled code lazily, and keeping it on disk under a name that cannot go stale.
+
+Numba's own cache looks at the time stamp of one file; a kernel here inlines functions from several, and a stale kernel is a
+wrong gradient. So each unit of compiled code gets a directory named by a hash of everything it is made of: its source, the
+functions it calls (recursively), the versions of Numba and llvmlite, and the processor. A directory is filled aside and moved into
+place in one step, with checksums that are verified before it is used, so two processes may build at once and a damaged entry is
+rebuilt.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import types as python_types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from llvmlite import binding as llvm
+from numba import types
+from numba.core.errors import NumbaWarning
+from numba.extending import is_jitted
+
+from tapegrad.engine import structs
+from tapegrad.engine.structs import call_kernel
+
+_FORMAT = "1"
+KERNEL_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp)
+
+counts = {"compiled": 0, "loaded": 0, "seconds": 0.0}
+_keep: list[Any] = []
+_warned = False
+
+
+def cache_directory() -> Path:
+    """Where compiled code is kept: ``TAPEGRAD_CACHE_DIR``, else the user's cache folder."""
+    chosen = os.environ.get("TAPEGRAD_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    home = Path.home()
+    if sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        root = home / "Library" / "Caches"
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    return root / "tapegrad"
+
+
+def cache_info() -> dict[str, Any]:
+    """Path, number of kernels and bytes of the kernel cache."""
+    root = cache_directory()
+    files = [f for f in root.rglob("*") if f.is_file()] if root.is_dir() else []
+    kernels = sum(1 for f in files if f.name == "checksums")
+    return {"path": str(root), "files": kernels, "bytes": sum(f.stat().st_size for f in files)}
+
+
+def _platform_key() -> str:
+    features = llvm.get_host_cpu_features().flatten()
+    parts = (
+        _FORMAT,
+        numba.__version__,
+        llvmlite.__version__,
+        np.__version__,
+        sys.version,
+        platform.machine(),
+    )
+    return "|".join((*parts, llvm.get_host_cpu_name(), features))
+
+
+def _describe(value: Any, seen: dict[int, bytes]) -> bytes:
+    """A stable description of anything compiled code may refer to, following functions into what they call."""
+    if id(value) in seen:
+        return seen[id(value)]
+    described = value
+    if is_jitted(value):
+        described = value.py_func
+    elif hasattr(value, "_defn"):  # an intrinsic
+        described = value._defn
+    if isinstance(described, python_types.FunctionType) and "engine.vecmath" in described.__module__:
+        # overloads hide what is called: take the whole file
+        return hashlib.sha256(Path(described.__code__.co_filename).read_bytes()).digest()
+    if isinstance(described, set | frozenset):
+        return repr(sorted(described)).encode()
+    if not isinstance(described, python_types.FunctionType):
+        if isinstance(described, python_types.ModuleType):
+            return described.__name__.encode()
+        return f"{type(described).__name__}:{getattr(described, '__name__', repr(described))}".encode()
+    seen[id(value)] = described.__qualname__.encode()
+    digest = hashlib.sha256()
+    _describe_code(described.__code__, described, digest, seen)
+    if is_jitted(value):
+        options = {k: sorted(v) if isinstance(v, set) else v for k, v in value.targetoptions.items()}
+        digest.update(repr(sorted(options.items(), key=str)).encode())
+    seen[id(value)] = digest.digest()
+    return seen[id(value)]
+
+
+def _describe_code(code: Any, function: Any, digest: Any, seen: dict[int, bytes]) -> None:
+    digest.update(code.co_code)
+    for constant in code.co_consts:
+        if isinstance(constant, python_types.CodeType):
+            _describe_code(constant, function, digest, seen)
+        else:
+            digest.update(repr(constant).encode())
+    for name in code.co_names:
+        digest.update(name.encode())
+        if name in function.__globals__:
+            digest.update(_describe(function.__globals__[name], seen))
+    for cell, name in zip(function.__closure__ or (), code.co_freevars, strict=False):
+        digest.update(name.encode() + _describe(cell.cell_contents, seen))
+
+
+_PLATFORM = ""
+
+
+def _digest(source: str, environment: dict[str, Any]) -> str:
+    global _PLATFORM
+    _PLATFORM = _PLATFORM or _platform_key()
+    digest = hashlib.sha256(f"{_PLATFORM}\n{source}".encode())
+    seen: dict[int, bytes] = {}
+    for name in sorted(environment):
+        digest.update(name.encode() + _describe(environment[name], seen))
+    return digest.hexdigest()[:24]
+
+
+def _warn_once(problem: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"tapegrad's kernel cache {cache_directory()} {problem}; set TAPEGRAD_CACHE_DIR to a writable folder "
+            "or run 'tapegrad warmup' to fill it again",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _checksums(directory: Path) -> str:
+    parts = []
+    for file in sorted((directory / "__pycache__").glob("*.nb?")):
+        parts.append(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}")
+    return "\n".join(parts)
+
+
+def _compile(
+    name: str, source: str, environment: dict[str, Any], path: Path, make: Callable, cache: bool
+) -> Any:
+    # a cached function is rebuilt in the module it names
+    namespace = {"__name__": __name__, **environment}
+    exec(compile(source, str(path), "exec"), namespace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumbaWarning)
+        return make(namespace[name], cache)
+
+
+def build(name: str, source: str, environment: dict[str, Any], make: Callable[[Any, bool], Any]) -> Any:
+    """Compile function `name` of a source text, or load it from the cache.
+
+    Args:
+        name: the function the text defines.
+        source: Python source that Numba can compile.
+        environment: the global names the text uses.
+        make: turns the Python function into compiled code; its second argument says whether Numba may cache.
+    """
+    started = time.perf_counter()
+    key = _digest(source, environment)
+    root = cache_directory()
+    final = root / f"{name}-{key}"
+    try:
+        made = _load(name, source, environment, final, make)
+        if made is None:
+            made = _build_aside(name, source, environment, root, final, make)
+    except OSError as error:
+        _warn_once(f"cannot be used ({error.strerror or error}), so kernels are compiled in memory")
+        made = _compile(name, source, environment, Path(f"<{name}>"), make, False)
+        counts["compiled"] += 1
+    counts["seconds"] += time.perf_counter() - started
+    _keep.append(made)
+    return made
+
+
+def _load(name: str, source: str, environment: dict[str, Any], final: Path, make: Callable) -> Any:
+    try:
+        expected = (final / "checksums").read_text()
+    except FileNotFoundError:
+        if not final.exists():
+            return None
+        expected = None
+    except (OSError, UnicodeDecodeError):
+        expected = None
+    file = final / "kernel.py"
+    if expected and expected == _checksums(final) and file.is_file() and file.read_text() == source:
+        try:
+            made = _compile(name, source, environment, file, make, True)
+            counts["loaded"] += 1
+            return made
+        except Exception:  # whatever unpickling a foreign file may raise
+            expected = None
+    _warn_once("held a damaged entry, which is rebuilt")
+    shutil.rmtree(final, ignore_errors=True)
+    return None
+
+
+def _build_aside(
+    name: str, source: str, environment: dict[str, Any], root: Path, final: Path, make: Callable
+) -> Any:
+    root.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+    try:
+        file = aside / "kernel.py"
+        file.write_text(source)
+        made = _compile(name, source, environment, file, make, True)
+        counts["compiled"] += 1
+        (aside / "checksums").write_text(_checksums(aside))
+        try:
+            aside.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process was faster
+                raise
+        return made
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def build_kernel(name: str, source: str, environment: dict[str, Any]) -> int:
+    """Address of a compiled kernel ``name(S, row, start, stop)``."""
+
+    def make(function: Any, cache: bool) -> Any:
+        return numba.cfunc(KERNEL_SIGNATURE, cache=cache, error_model="numpy")(function)
+
+    return build(name, source, environment, make).address
+
+
+# name, bytes of an element and pointer constructor, by dtype code
+DTYPES = (
+    ("float32", 4, structs.f32),
+    ("float64", 8, structs.f64),
+    ("int8", 1, structs.i8),
+    ("int16", 2, structs.i16),
+    ("int32", 4, structs.i32),
+    ("int64", 8, structs.i64),
+    ("uint8", 1, structs.u8),
+    ("bool", 1, structs.u8),
+)
+
+
+def typed(function: Any, dtype: int, **more: Any) -> Any:
+    """A jitted copy of a function with the placeholders `P`, `T` and `SIZE` (and any others given) filled in."""
+    name, size, pointer = DTYPES[dtype]
+    real = getattr(types, name if name != "bool" else "uint8")
+    namespace = dict(function.__globals__) | {"P": pointer, "T": real, "SIZE": size} | more
+    copy = python_types.FunctionType(function.__code__, namespace, function.__name__)
+    return structs.internal_contract(copy)
+
+
+def build_typed(function: Any, dtype: int, label: str = "", **more: Any) -> int:
+    """Address of a kernel ``function(S, row, start, stop)`` written with placeholders, for one dtype.
+
+    Args:
+        function: the kernel; `P` is a pointer to elements, `T` their scalar type, `SIZE` their bytes.
+        dtype: dtype code.
+        label: name of the kernel in the cache.
+        more: further placeholders.
+    """
+    name = f"{label or function.__name__}_{DTYPES[dtype][0]}"
+    source = f"def {name}(S, row, start, stop):\n    implementation(S, row, start, stop)\n"
+    return build_kernel(name, source, {"implementation": typed(function, dtype, **more)})
+
+
+def build_entry(implementation: Any, signature: Any) -> Callable:
+    """The fast entry point of a jitted engine function: no type dispatch, about 70 ns a call with four integers."""
+    name = implementation.py_func.__name__
+    arguments = ", ".join(
+        implementation.py_func.__code__.co_varnames[: implementation.py_func.__code__.co_argcount]
+    )
+    source = f"def {name}({arguments}):\n    return implementation({arguments})\n"
+
+    def make(function: Any, cache: bool) -> Any:
+        return numba.njit(signature, cache=cache, error_model="numpy")(function)
+
+    dispatcher = build(name, source, {"implementation": implementation}, make)
+    return dispatcher.overloads[dispatcher.signatures[0]].entry_point
+
+
+def _drive(kernel, S, row, items, chunk):
+    for k in numba.prange((items + chunk - 1) // chunk):
+        call_kernel(kernel, S, row, k * chunk, min((k + 1) * chunk, items))
+
+
+def build_parallel_driver() -> int:
+    """Address of ``drive(kernel, S, row, items, chunk)``, which runs chunks of work items on all cores."""
+    signature = types.void(*[types.intp] * 5)
+    source = "def drive(kernel, S, row, items, chunk):\n    loop(kernel, S, row, items, chunk)\n"
+
+    def make(function: Any, cache: bool) -> Any:
+        return numba.cfunc(signature, cache=cache)(function)
+
+    return build("drive", source, {"loop": numba.njit(parallel=True)(_drive)}, make).address

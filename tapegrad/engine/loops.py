@@ -1,0 +1,223 @@
+"""Source of the loops around a scalar function: forward, and accumulate-into-adjoint.
+
+An op is declared by scalar expressions. The text written here inlines them into loops that LLVM vectorises: one with
+every operand contiguous, some with a scalar operand, and one with any strides.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tapegrad.engine import structs
+from tapegrad.engine.layout import outer_offset
+
+# code, NumPy name, bytes, pointer constructor
+DTYPES = (
+    ("float32", 4, "f32"),
+    ("float64", 8, "f64"),
+    ("int8", 1, "i8"),
+    ("int16", 2, "i16"),
+    ("int32", 4, "i32"),
+    ("int64", 8, "i64"),
+    ("uint8", 1, "u8"),
+    ("bool", 1, "u8"),
+)
+
+_NAMES = (
+    "internal state_at row_at buffer_at f32 f64 i8 i16 i32 i64 u8 BUFFER_SIZE STEP_OFFSET STORE_OFFSET ADJOINT_OFFSET"
+).split()
+
+
+def environment(**more: Any) -> dict[str, Any]:
+    """The global names that kernel sources use."""
+    return {name: getattr(structs, name) for name in _NAMES} | {"outer_offset": outer_offset} | more
+
+
+def _read(name: str, dtype: int, index: str) -> str:
+    return f"{name}[{index}] != 0" if DTYPES[dtype][0] == "bool" else f"{name}[{index}]"
+
+
+def _variants(inputs: int) -> list[tuple[int, ...]]:
+    if inputs == 1:
+        return [(1,)]
+    if inputs == 2:
+        return [(1, 1), (1, 0), (0, 1)]
+    return [(1, 1, 1), (1, 0, 0), (1, 1, 0)]
+
+
+def _loop(
+    target: str, operands: Sequence[tuple[str, int]], steps: Sequence[int | str], call: str, how: str
+) -> list[str]:
+    """Lines of one loop: `operands` are (name, dtype); a step of 0 hoists the operand, 1 runs along, a name is a stride."""
+    lines, arguments = [], []
+    for (name, dtype), step in zip(operands, steps, strict=True):
+        if step == 0:
+            lines.append(f"{name}_0 = {_read(name, dtype, '0')}")
+            arguments.append(f"{name}_0")
+        else:
+            arguments.append(_read(name, dtype, "i" if step == 1 else f"i * {step}"))
+    lines.append("for i in range(count):")
+    lines.append(f"    {target} {how} {call}({', '.join(arguments)})")
+    return lines
+
+
+def _span(
+    name: str,
+    target: tuple[str, int],
+    operands: Sequence[tuple[str, int]],
+    variants,
+    call: str,
+    reverse: bool,
+) -> str:
+    """A function that runs `call` along one stretch of every operand."""
+    out, out_dtype = target
+    names = [n for n, _ in operands]
+    parameters = [out, *names, "count", *(["write"] if reverse else [f"s_{out}"]), *(f"s_{n}" for n in names)]
+    lines = [f"{n} = {DTYPES[d][2]}({n})" for n, d in [target, *operands]]
+    hows = ("=", "+=") if reverse else ("=",)
+    for variant in variants:
+        guard = [f"s_{n} == {s}" for n, s in zip(names, variant, strict=True)]
+        if not reverse:
+            guard.insert(0, f"s_{out} == 1")
+        lines.append(f"if {' and '.join(guard) or 'True'}:")
+        for how in hows:
+            indent = "    "
+            if reverse:
+                lines.append(f"    if write == {1 if how == '=' else 0}:")
+                indent = "        "
+            lines += [indent + line for line in _loop(f"{out}[i]", operands, variant, call, how)]
+        lines.append("    return")
+    strides = [f"s_{n}" for n in names]
+    if reverse:
+        lines.append("if write == 1:")
+        lines += ["    " + line for line in _loop(f"{out}[i]", operands, strides, call, "=")]
+        lines.append("else:")
+        lines += ["    " + line for line in _loop(f"{out}[i]", operands, strides, call, "+=")]
+    else:
+        lines += _loop(f"{out}[i * s_{out}]", operands, strides, call, "=")
+    body = "\n".join("    " + line for line in lines)
+    return f"@internal\ndef {name}({', '.join(parameters)}):\n{body}\n"
+
+
+def forward_source(name: str, scalar: str, inputs: Sequence[tuple[str, int]], out_dtype: int) -> str:
+    """Source of a forward kernel: ``out[i] = scalar(x[i], …)`` for operands (name, dtype code)."""
+    slots = ("in0", "in1", "in2")
+    names = [n for n, _ in inputs]
+    span = _span("span", ("out", out_dtype), inputs, _variants(len(inputs)), scalar, False)
+    sizes = {n: DTYPES[d][1] for n, d in inputs} | {"out": DTYPES[out_dtype][1]}
+    addresses = "\n".join(
+        f"    {n} = buffer_at(s.buffers + r.{slot} * BUFFER_SIZE).data"
+        for n, slot in zip(names, slots, strict=False)
+    )
+    flat = ", ".join(f"{n} + start * step[{p}] * {sizes[n]}" for p, n in enumerate(["out", *names]))
+    strided = ", ".join(f"{n} + outer_offset(S, {p}, j) * {sizes[n]}" for p, n in enumerate(["out", *names]))
+    steps = ", ".join(f"step[{p}]" for p in range(len(names) + 1))
+    return f"""{span}
+
+def {name}(S, row, start, stop):
+    s = state_at(S)
+    r = row_at(row)
+    step = i64(S + STEP_OFFSET)
+    out = buffer_at(s.buffers + r.out * BUFFER_SIZE).data
+{addresses}
+    if s.flat:
+        span({flat}, stop - start, {steps})
+        return
+    for j in range(start, stop):
+        span({strided}, s.inner, {steps})
+"""
+
+
+def reverse_source(
+    name: str,
+    partials: Sequence[tuple[int, str, Sequence[str]]],
+    inputs: Sequence[tuple[str, int]],
+    out_dtype: int,
+    g_position: int = 0,
+    parameters: Sequence[str] = (),
+) -> str:
+    """Source of a reverse kernel: for each wanted input, ``adjoint[i] (+)= partial(g[i], x[i], …)``.
+
+    Args:
+        name: of the kernel.
+        partials: for each differentiable input its slot, the name of its scalar function, and the operands that takes.
+        inputs: (name, dtype code) of the op's inputs.
+        out_dtype: dtype code of the result, and so of g.
+        g_position: operand whose plan g follows: 0 (like the adjoint) or 4 (like the result).
+        parameters: operands read from the attribute block as float64, from word 5 on.
+    """
+    dtypes = dict(inputs) | {"g": out_dtype, "out": out_dtype}
+    position = {n: k + 1 for k, (n, _) in enumerate(inputs)} | {"out": 4, "g": g_position}
+    spans, calls_flat, calls_strided = [], [], []
+    used_names: list[str] = []
+    for slot, scalar, used in partials:
+        constants = [u for u in used if u in parameters]
+        streams = [u for u in used if u not in parameters]
+        used_names += [u for u in streams if u not in used_names and u != "g"]
+        operands = [(u, dtypes[u]) for u in streams]
+        adjoint = (f"adjoint{slot}", inputs[slot][1])
+        variants = [tuple(1 for _ in streams)]
+        if g_position == 4:
+            # along reduced dims g and the result stand still, along kept ones everything moves
+            variants.append(tuple(int(position[u] not in (4, 2)) for u in streams))
+        elif len(inputs) == 2:
+            other = inputs[1 - slot][0]
+            for still in (other, inputs[slot][0]):
+                if still in streams:
+                    variants.append(tuple(int(u != still) for u in streams))
+        elif len(inputs) == 3:
+            first = inputs[0][0]
+            variants.append(tuple(int(u in ("g", "out", first)) for u in streams))
+        variants = list(dict.fromkeys(variants))
+        text = _span(f"span{slot}", adjoint, operands, variants, f"{scalar}_call", True)
+        signature = f"def span{slot}({adjoint[0]}, "
+        if constants:
+            text = text.replace(signature, signature + "".join(f"{c}, " for c in constants))
+            order = ", ".join(used)
+            text = text.replace(f"{scalar}_call(", f"{scalar}_call({', '.join(constants)}, ")
+            spans.append(
+                f"@internal\ndef {scalar}_call({', '.join([*constants, *streams])}):\n    return {scalar}({order})\n"
+            )
+        else:
+            text = text.replace(f"{scalar}_call(", f"{scalar}(")
+        spans.append(text)
+        size = DTYPES[inputs[slot][1]][1]
+        head = "".join(f"{c}, " for c in constants)
+        flat = [f"a{slot} + start * {size}", *[]]
+        flat_operands = [f"{u} + start * step[{position[u]}] * {DTYPES[dtypes[u]][1]}" for u in streams]
+        strided_operands = [
+            f"{u} + outer_offset(S, {position[u]}, j) * {DTYPES[dtypes[u]][1]}" for u in streams
+        ]
+        steps = ", ".join(f"step[{position[u]}]" for u in streams)
+        steps = f", {steps}" if steps else ""
+        joined = ", ".join(["", *flat_operands]) if streams else ""
+        calls_flat.append(
+            f"        if store[{slot}] >= 0:\n"
+            f"            span{slot}({flat[0]}, {head}{joined[2:]}{', ' if streams else ''}stop - start, store[{slot}]{steps})\n"
+        )
+        joined = ", ".join(strided_operands) + (", " if streams else "")
+        calls_strided.append(
+            f"        if store[{slot}] >= 0:\n"
+            f"            span{slot}(a{slot} + outer_offset(S, 0, j) * {size}, {head}{joined}s.inner, store[{slot}]{steps})\n"
+        )
+    lines = []
+    for n in used_names:
+        field = "out" if n == "out" else f"in{[m for m, _ in inputs].index(n)}"
+        lines.append(f"    {n} = buffer_at(s.buffers + r.{field} * BUFFER_SIZE).data\n")
+    for slot, _, _ in partials:
+        lines.append(f"    a{slot} = i64(S + ADJOINT_OFFSET)[{slot}]\n")
+    for k, parameter in enumerate(parameters):
+        lines.append(f"    {parameter} = f64(r.attr)[{5 + k}]\n")
+    # a block of both loops stays in the L1 cache
+    return f"""{"".join(spans)}
+def {name}(S, row, first, last):
+    s = state_at(S)
+    r = row_at(row)
+    step = i64(S + STEP_OFFSET)
+    store = i64(S + STORE_OFFSET)
+    g = buffer_at(s.buffers + r.out * BUFFER_SIZE).adj
+{"".join(lines)}    if s.flat:
+        for start in range(first, last, 1024):
+            stop = min(start + 1024, last)
+{"".join(line.replace("        if", "            if").replace("            span", "                span") for line in calls_flat)}        return
+    for j in range(first, last):
+{"".join(calls_strided)}"""

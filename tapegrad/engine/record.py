@@ -1,0 +1,567 @@
+"""Eager execution: append one row, run its kernel.
+
+Every function returns the id of the result, or one of the negative answers of structs.py with the tape as it was. Python
+then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
+"""
+
+from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
+from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
+from tapegrad.engine.structs import (
+    CONST_BUFFER_OFFSET,
+    CONST_KEY_OFFSET,
+    DTYPE_SLOTS,
+    IN_PLACE,
+    INFERENCE,
+    INFERENCE_MODE,
+    INFERENCE_SAVED,
+    INFERENCE_WRITTEN,
+    IS_VIEW,
+    LEAF_WRITTEN,
+    MIXED_DTYPES,
+    MODE_THREAD_OFFSET,
+    MODE_VALUE_OFFSET,
+    NEEDS_KERNEL,
+    NEEDS_OLD_VALUE,
+    NEEDS_PARALLEL,
+    NO_MEMORY,
+    NOT_BROADCASTABLE,
+    OP_SAVED_OFFSET,
+    OP_SIZE,
+    OPERAND_OFFSET,
+    PARTIAL_OVERLAP,
+    REQUIRES_GRAD,
+    REVERSED,
+    ROW_SIZE,
+    SAME_DTYPE,
+    SELECT,
+    SELF_OVERLAP,
+    STALE_VIEW,
+    UNSUPPORTED_DTYPE,
+    VIEW_HANDLED,
+    VIEW_WRITTEN,
+    WRONG_DTYPE,
+    WRONG_SHAPE,
+    bits_of,
+    buffer_of,
+    call_kernel,
+    call_parallel,
+    f32,
+    float_of,
+    i8,
+    i16,
+    i32,
+    i64,
+    internal,
+    itemsize,
+    layout_of,
+    op_of,
+    row_at,
+    row_of,
+    shape_of,
+    state_at,
+    storage_of,
+    strides_of,
+    thread_id,
+    u8,
+)
+from tapegrad.engine.tape import commit_row, free_block, new_buffer, release, reserve_buffer, reserve_row
+
+# work worth sharing among threads, in quarter nanoseconds: starting them costs about 5 microseconds
+PARALLEL_WORK = 120_000
+
+
+@internal
+def mode_of_thread(S):
+    """The grad mode of the calling thread: 0, or NO_GRAD_MODE and INFERENCE_MODE bits."""
+    s = state_at(S)
+    if s.mode_count == 0:
+        return 0
+    me = thread_id()
+    for k in range(s.mode_count):
+        if i64(S + MODE_THREAD_OFFSET)[k] == me:
+            return i64(S + MODE_VALUE_OFFSET)[k]
+    return 0
+
+
+@internal
+def set_mode(S, value):
+    """Set the grad mode of the calling thread; returns the mode before, -1 if too many threads differ from the default."""
+    s = state_at(S)
+    threads = i64(S + MODE_THREAD_OFFSET)
+    values = i64(S + MODE_VALUE_OFFSET)
+    me = thread_id()
+    for k in range(s.mode_count):
+        if threads[k] == me:
+            before = values[k]
+            if value == 0:
+                s.mode_count -= 1
+                threads[k] = threads[s.mode_count]
+                values[k] = values[s.mode_count]
+            else:
+                values[k] = value
+            return before
+    if value:
+        if s.mode_count == 64:
+            return -1
+        threads[s.mode_count] = me
+        values[s.mode_count] = value
+        s.mode_count += 1
+    return 0
+
+
+@internal
+def run_kernel(S, kernel, row, items, work):
+    """Run a kernel over its work items, on all cores when the work is worth it."""
+    s = state_at(S)
+    if work > PARALLEL_WORK and s.threads > 1 and items > 1:
+        call_parallel(s.parallel, kernel, S, row, items, max(items // (s.threads * 4), 1))
+    else:
+        call_kernel(kernel, S, row, 0, items)
+
+
+@internal
+def wants_threads(S, items, work):
+    """Whether a call should wait for the parallel driver to be loaded."""
+    s = state_at(S)
+    return s.parallel == 0 and s.threads > 1 and items > 1 and work > PARALLEL_WORK
+
+
+@internal
+def is_stale(S, b):
+    """Whether a buffer is a view of something since rewritten by a recorded operation."""
+    if b.flags & IS_VIEW and b.storage:
+        return storage_of(S, b.storage).graph_version != b.stamp
+    return False
+
+
+@internal
+def constant(S, bits, dtype):
+    """Id of a 0-d buffer with the float64 (floating dtypes) or int64 `bits`; kept in a direct-mapped cache."""
+    slot = ((bits * 0x9E3779B97F4A7C1 + dtype) >> 17) & 1023
+    keys = i64(S + CONST_KEY_OFFSET)
+    known = i64(S + CONST_BUFFER_OFFSET)
+    if known[slot]:
+        if keys[slot] == bits and buffer_of(S, known[slot]).dtype == dtype:
+            return known[slot]
+        release(S, known[slot])
+        known[slot] = 0
+    if not reserve_buffer(S):
+        return NO_MEMORY
+    storage = new_storage(S, 8)
+    if storage == 0:
+        return NO_MEMORY
+    data = storage_of(S, storage).base
+    if dtype == 0:
+        f32(data)[0] = float_of(bits)
+    elif dtype == 1 or dtype == 5:
+        i64(data)[0] = bits
+    elif dtype == 4:
+        i32(data)[0] = bits
+    elif dtype == 3:
+        i16(data)[0] = bits
+    elif dtype == 2:
+        i8(data)[0] = bits
+    else:
+        u8(data)[0] = bits
+    known[slot] = new_buffer(S, storage, data, 1, dtype)
+    keys[slot] = bits
+    return known[slot]
+
+
+@internal
+def _overlaps_itself(S, k):
+    ndim = layout_of(S, k).ndim
+    for d in range(ndim):
+        if strides_of(S, k)[d] == 0 and shape_of(S, k)[d] > 1:
+            return True
+    return False
+
+
+@internal
+def _span(S, k):
+    # elements from the first to the last one a layout reaches
+    reach = 1
+    ndim = layout_of(S, k).ndim
+    for d in range(ndim):
+        if shape_of(S, k)[d] == 0:
+            return 0
+        reach += (shape_of(S, k)[d] - 1) * strides_of(S, k)[d]
+    return reach
+
+
+@internal
+def _overlaps_partly(S, a, b):
+    # whether an operand shares memory with the written buffer without being the very same elements
+    A = buffer_of(S, a)
+    B = buffer_of(S, b)
+    if A.data == B.data and A.layout == B.layout:
+        return False
+    end_a = A.data + _span(S, A.layout) * itemsize(A.dtype)
+    end_b = B.data + _span(S, B.layout) * itemsize(B.dtype)
+    return A.data < end_b and B.data < end_a
+
+
+@internal
+def record(S, op, a, b, c):
+    """Record and run a pointwise opcode on buffers `a`, `b`, `c` (0: absent), broadcasting.
+
+    `op` may carry IN_PLACE: then the result is written into `a`, and the id returned is `a` itself unless the write was
+    recorded.
+    """
+    options = op
+    op = op & 0xFFFF
+    s = state_at(S)
+    info = op_of(S, op)
+    A = buffer_of(S, a)
+    la = A.layout
+    dtype = A.dtype
+    views = A.flags
+    need = A.flags & 1
+    lb = 0
+    lc = 0
+    target = la
+    if b:
+        B = buffer_of(S, b)
+        lb = B.layout
+        views |= B.flags
+        need |= (B.flags & 1) << 1
+        if B.dtype != dtype:
+            if info.kind != SELECT or dtype != 7:
+                return MIXED_DTYPES
+            dtype = B.dtype
+        if c:
+            C = buffer_of(S, c)
+            lc = C.layout
+            views |= C.flags
+            need |= (C.flags & 1) << 2
+            if C.dtype != dtype:
+                return MIXED_DTYPES
+            target = broadcast(S, la, lb)
+            if target:
+                target = broadcast(S, target, lc)
+        else:
+            target = broadcast(S, la, lb)
+        if target == 0:
+            return NOT_BROADCASTABLE
+    else:
+        target = contiguous_of(S, la)
+    if views & IS_VIEW and (
+        is_stale(S, A) or (b and is_stale(S, buffer_of(S, b))) or (c and is_stale(S, buffer_of(S, c)))
+    ):
+        return STALE_VIEW
+    if not info.dtypes >> dtype & 1:
+        return UNSUPPORTED_DTYPE
+    kernel = i64(s.forward)[op * DTYPE_SLOTS + dtype]
+    if kernel == 0:
+        return NEEDS_KERNEL
+    mode = mode_of_thread(S)
+    need = 0 if mode else need & info.differentiable
+    saved = i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[need]
+    out_dtype = dtype if info.out_dtype == SAME_DTYPE else info.out_dtype
+    if need and views & INFERENCE:
+        inference = (A.flags & INFERENCE and saved & 1) or (
+            b and saved & 2 and buffer_of(S, b).flags & INFERENCE
+        )
+        if inference:
+            return INFERENCE_SAVED
+    written = options & IN_PLACE
+    out_layout = target
+    if written:
+        if not same_shape(S, target, la):
+            return WRONG_SHAPE
+        if out_dtype != A.dtype:
+            return WRONG_DTYPE
+        if mode == 0 and A.flags & REQUIRES_GRAD and A.producer < 0 and not options & VIEW_HANDLED:
+            return LEAF_WRITTEN
+        if A.flags & INFERENCE and not mode & INFERENCE_MODE:
+            return INFERENCE_WRITTEN
+        if need and A.flags & IS_VIEW and not options & VIEW_HANDLED:
+            return VIEW_WRITTEN
+        if _overlaps_itself(S, la):
+            return SELF_OVERLAP
+        if (b and _overlaps_partly(S, a, b)) or (c and _overlaps_partly(S, a, c)):
+            return PARTIAL_OVERLAP
+        if saved & 1:
+            return NEEDS_OLD_VALUE
+        out_layout = la
+
+    # where the operands are along the result's elements
+    elements = layout_of(S, target).elements
+    begin_plan(S)
+    operand = i64(S + OPERAND_OFFSET)
+    operand[0] = out_layout
+    operand[1] = la
+    operand[2] = lb
+    operand[3] = lc
+    items = plan(S, target)
+    work = elements * info.cost
+    if work > PARALLEL_WORK and wants_threads(S, items, work):
+        return NEEDS_PARALLEL
+
+    if not (reserve_buffer(S) and reserve_row(S)):
+        return NO_MEMORY
+    row = s.rows + s.row_count * ROW_SIZE
+    r = row_at(row)
+    r.op = op
+    r.flags = 0
+    r.attr = 0
+    r.in0 = a
+    r.in1 = b
+    r.in2 = c
+    if written:
+        A = buffer_of(S, a)
+        storage = A.storage
+        shared = storage_of(S, storage)
+        out = a
+        if need:
+            shared.refs += 1
+            out = new_buffer(S, storage, A.data, la, dtype)
+            O = buffer_of(S, out)
+            O.flags = buffer_of(S, a).flags & IS_VIEW
+        r.out = out
+        run_kernel(S, kernel, row, items, work)
+        shared = storage_of(S, storage)
+        shared.version += 1
+        if need:
+            shared.graph_version += 1
+            buffer_of(S, out).stamp = shared.graph_version
+            commit_row(S, row, need, saved)
+        return out
+    storage = new_storage(S, elements * itemsize(out_dtype))
+    if storage == 0:
+        return NO_MEMORY
+    out = new_buffer(S, storage, storage_of(S, storage).base, out_layout, out_dtype)
+    r.out = out
+    run_kernel(S, kernel, row, items, work)
+    if need:
+        commit_row(S, row, need, saved)
+    elif mode & INFERENCE_MODE:
+        buffer_of(S, out).flags |= INFERENCE
+    return out
+
+
+@internal
+def record_scalar(S, op, a, value):
+    """Record and run a binary pointwise opcode of a floating buffer and a Python number (REVERSED: the number first)."""
+    dtype = buffer_of(S, a).dtype
+    if dtype > 1:
+        return MIXED_DTYPES
+    c = constant(S, bits_of(value), dtype)
+    if c < 0:
+        return c
+    if op & REVERSED:
+        return record(S, op & ~REVERSED, c, a, 0)
+    return record(S, op, a, c, 0)
+
+
+@internal
+def new_leaf(S, layout, dtype):
+    """Id of a new buffer with uninitialised memory of its own, contiguous as `layout` is."""
+    if not reserve_buffer(S):
+        return NO_MEMORY
+    storage = new_storage(S, layout_of(S, layout).elements * itemsize(dtype))
+    if storage == 0:
+        return NO_MEMORY
+    k = new_buffer(S, storage, storage_of(S, storage).base, layout, dtype)
+    if mode_of_thread(S) & INFERENCE_MODE:
+        buffer_of(S, k).flags |= INFERENCE
+    return k
+
+
+@internal
+def adopt_leaf(S, data, base, nbytes, owner, layout, dtype):
+    """Id of a new buffer over foreign memory that `owner` (a referenced PyObject*) keeps alive."""
+    if not reserve_buffer(S):
+        return NO_MEMORY
+    storage = adopt_storage(S, base, nbytes, owner, 0)
+    if storage == 0:
+        return NO_MEMORY
+    return new_buffer(S, storage, data, layout, dtype)
+
+
+@internal
+def share_leaf(S, a, own_version):
+    """Id of a new leaf over the memory of buffer `a`; with `own_version`, in-place writes to one do not count for the other."""
+    if not reserve_buffer(S):
+        return NO_MEMORY
+    A = buffer_of(S, a)
+    storage = A.storage
+    storage_of(S, storage).refs += 1
+    if own_version:
+        shared = storage_of(S, storage)
+        alias = adopt_storage(S, shared.base, shared.bytes, 0, storage)
+        if alias == 0:
+            release_storage(S, storage)
+            return NO_MEMORY
+        storage = alias
+    A = buffer_of(S, a)
+    k = new_buffer(S, storage, A.data, A.layout, A.dtype)
+    buffer_of(S, k).flags = buffer_of(S, a).flags & INFERENCE
+    return k
+
+
+@internal
+def record_view(S, op, a, layout, offset, attr, differentiable):
+    """Record a view of buffer `a`: the same memory from element `offset` on, under another layout.
+
+    The attribute block says where the view lies in the logical (contiguous) elements of `a`, which is where its adjoint goes.
+    It is freed here if nothing is recorded.
+    """
+    if not reserve_buffer(S) or not reserve_row(S):
+        return NO_MEMORY
+    s = state_at(S)
+    A = buffer_of(S, a)
+    if is_stale(S, A):
+        return STALE_VIEW
+    mode = mode_of_thread(S)
+    storage = A.storage
+    shared = storage_of(S, storage)
+    shared.refs += 1
+    out = new_buffer(S, storage, A.data + offset * itemsize(A.dtype), layout, A.dtype)
+    A = buffer_of(S, a)
+    O = buffer_of(S, out)
+    O.flags = A.flags & INFERENCE
+    if mode == 0 and differentiable:
+        O.flags |= IS_VIEW
+        O.stamp = shared.graph_version
+    if mode == 0 and differentiable and A.flags & REQUIRES_GRAD:
+        row = s.rows + s.row_count * ROW_SIZE
+        r = row_at(row)
+        r.op = op
+        r.flags = 0
+        r.attr = attr
+        r.out = out
+        r.in0 = a
+        r.in1 = 0
+        r.in2 = 0
+        commit_row(S, row, 1, 0)
+    else:
+        free_block(S, attr)
+    return out
+
+
+@internal
+def record_kernel(S, op, a, b, c, layout, dtype, attr):
+    """Record and run an opcode with its own kernel; the caller has worked out the result's layout and dtype.
+
+    The attribute block is ``[words, extra inputs, their ids ..., work items, work of one, own attributes ...]``; a negative number of
+    items asks for a last call that merges partial results. It is freed here when nothing is recorded, and left on failure.
+    """
+    s = state_at(S)
+    info = op_of(S, op)
+    ids = (a, b, c)
+    need = 0
+    extra = i64(attr)[1]
+    stale = False
+    inference = 0
+    for k in range(3):
+        if ids[k]:
+            B = buffer_of(S, ids[k])
+            need |= (B.flags & 1) << k
+            stale = stale or is_stale(S, B)
+            if B.flags & INFERENCE:
+                inference |= 1 << k
+    for k in range(extra):
+        B = buffer_of(S, i64(attr)[2 + k])
+        if B.flags & REQUIRES_GRAD:
+            need |= 8
+        stale = stale or is_stale(S, B)
+    if stale:
+        return STALE_VIEW
+    key = buffer_of(S, a).dtype
+    kernel = i64(s.forward)[op * DTYPE_SLOTS + key]
+    if kernel == 0:
+        return NEEDS_KERNEL
+    mode = mode_of_thread(S)
+    need = 0 if mode else need & info.differentiable
+    saved = i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[need & 7]
+    if need and inference & saved:
+        return INFERENCE_SAVED
+    items = i64(attr)[2 + extra]
+    merges = items < 0
+    items = abs(items)
+    work = items * i64(attr)[3 + extra]
+    if wants_threads(S, items, work):
+        return NEEDS_PARALLEL
+    if not (reserve_buffer(S) and reserve_row(S)):
+        return NO_MEMORY
+    storage = new_storage(S, layout_of(S, layout).elements * itemsize(dtype))
+    if storage == 0:
+        return NO_MEMORY
+    out = new_buffer(S, storage, storage_of(S, storage).base, layout, dtype)
+    row = s.rows + s.row_count * ROW_SIZE
+    r = row_at(row)
+    r.op = op
+    r.flags = 0
+    r.attr = attr
+    r.out = out
+    r.in0 = a
+    r.in1 = b
+    r.in2 = c
+    if merges:
+        # partial results of each item, then one call that merges them
+        s.scratch = allocate(S, items * 8)
+        if s.scratch == 0:
+            release(S, out)
+            return NO_MEMORY
+        run_kernel(S, kernel, row, items, work)
+        call_kernel(kernel, S, row, -1, items)
+        deallocate(S, s.scratch, items * 8)
+    else:
+        run_kernel(S, kernel, row, items, work)
+    if need:
+        for k in range(extra):
+            buffer_of(S, i64(attr)[2 + k]).refs += 1
+        commit_row(S, row, need, saved)
+    else:
+        free_block(S, attr)
+        if mode & INFERENCE_MODE:
+            buffer_of(S, out).flags |= INFERENCE
+    return out
+
+
+@internal
+def take_memory(S, a, k):
+    """Exchange the memory of buffers `a` and `k`: each keeps its place on the tape and takes the other's elements."""
+    A = buffer_of(S, a)
+    K = buffer_of(S, k)
+    A.storage, K.storage = K.storage, A.storage
+    A.data, K.data = K.data, A.data
+    A.layout, K.layout = K.layout, A.layout
+
+
+@internal
+def mark_written(S, k, recorded, view):
+    """Count an in-place write to the storage of buffer `k`; a recorded one makes other views of it stale."""
+    b = buffer_of(S, k)
+    storage = storage_of(S, b.storage)
+    storage.version += 1
+    if recorded:
+        storage.graph_version += 1
+        if view:
+            b.flags |= IS_VIEW
+        b.stamp = storage.graph_version
+        if b.producer >= 0:
+            r = row_of(S, b.producer)
+            if r.saved & 8:
+                r.version3 = storage.version
+
+
+@internal
+def record_on(S, op, k, a, b, attr):
+    """Make buffer `k`, already filled, the recorded result of opcode `op` on buffers `a` and `b`."""
+    if not reserve_row(S):
+        return NO_MEMORY
+    s = state_at(S)
+    row = s.rows + s.row_count * ROW_SIZE
+    r = row_at(row)
+    r.op = op
+    r.flags = 0
+    r.attr = attr
+    r.out = k
+    r.in0 = a
+    r.in1 = b
+    r.in2 = 0
+    need = (buffer_of(S, a).flags & 1) | ((buffer_of(S, b).flags & 1) << 1 if b else 0)
+    commit_row(S, row, need, 0)
+    return k

@@ -1,0 +1,3 @@
+"""What can be computed: one declaration an op, one file a family."""
+
+from tapegrad.ops import convert, pointwise

@@ -1,0 +1,231 @@
+"""Ops with array kernels of their own: structural ones, and reductions declared by an accumulation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tapegrad import dtypes
+from tapegrad.engine import structs
+from tapegrad.engine.kernels import build_kernel, build_typed
+from tapegrad.engine.loops import environment, reverse_source
+from tapegrad.engine.runtime import rt
+from tapegrad.ops import _source
+from tapegrad.ops._rule import PUBLIC, Op, scalar_environment, struct_bits
+from tapegrad.ops._view import as_method
+from tapegrad.tensor import Tensor, check_id, wrap
+
+_S = rt.S
+
+
+class KernelOp(Op):
+    """An op whose declared function checks its arguments, works out the result's shape, and calls `launch`.
+
+    The function's first parameter is the op itself. Its kernel is declared with `forward` as ``kernel(S, row, start, stop)`` over
+    the placeholders `P`, `T`, `SIZE` (see engine/kernels.py); its derivative with `backward` over tensors, with parameters
+    among ``g``, the names of the inputs given to `launch`, ``out``, ``need`` (the mask of wanted inputs) and ``words`` (the op's own
+    attributes); and optionally with `reverse_kernel`, which adds straight into the adjoints.
+
+    Args:
+        inputs: names of the tensor inputs, in the order of `launch`.
+        samples: argument tuples to test with; a shape stands for a tensor.
+        variadic: the first launch argument is any number of tensors.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        *,
+        inputs: Sequence[str],
+        reference: Any,
+        samples: Sequence[Any] = (),
+        grad_name: str | None = None,
+        cost: int = 4,
+        method: bool = True,
+        public: bool = True,
+        domain: Any = None,
+        placeholders: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(function, structs.PYTHON, grad_name, reference)
+        self.inputs = list(inputs)
+        self.samples = list(samples)
+        self.domain = domain
+        self.kernel: Callable | None = None
+        self.native: Callable | None = None
+        self.placeholders = placeholders or {}
+        rt.ops[self.code]["cost"] = cost
+        if public:
+            PUBLIC[self.name] = self
+        if method:
+            setattr(Tensor, self.name, as_method(self))
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.function(self, *args, **named)
+
+    def forward(self, function: Callable) -> Callable:
+        """Declare the kernel."""
+        self.kernel = function
+        return function
+
+    def backward(self, function: Callable) -> Callable:
+        """Declare the derivative over tensors."""
+        self.derivative = function
+        self._uses = [p for p in inspect.signature(function).parameters]
+        row = rt.ops[self.code]
+        row["differentiable"] = 15
+        mask = sum(1 << k for k, n in enumerate(self.inputs) if n in self._uses) | (
+            8 if "out" in self._uses else 0
+        )
+        row["saved"][1:] = mask
+        return function
+
+    def saves(self, rule: Callable[[int], Sequence[str]]) -> None:
+        """Refine what is saved: `rule` gives, for each mask of wanted inputs, the names needed."""
+        bits = {n: 1 << k for k, n in enumerate(self.inputs)} | {"out": 8}
+        for need in range(1, 8):
+            rt.ops[self.code]["saved"][need] = sum(bits[n] for n in rule(need))
+
+    def reverse_kernel(self, function: Callable) -> Callable:
+        """Declare a kernel that adds to the adjoints of the inputs (see STORE and ADJOINT in engine/structs.py)."""
+        self.native = function
+        rt.ops[self.code]["kind"] = structs.KERNEL
+        return function
+
+    def load_forward(self, dtype: int) -> None:
+        """Build or load the forward kernel for a dtype code."""
+        assert self.kernel is not None
+        rt.forward[self.code, dtype] = build_typed(
+            self.kernel, dtype, f"{self.name}_forward", **self.placeholders
+        )
+
+    def load_reverse(self, dtype: int) -> None:
+        """Build or load the reverse kernel for a dtype code."""
+        assert self.native is not None
+        rt.reverse[self.code, dtype] = build_typed(
+            self.native, dtype, f"{self.name}_reverse", **self.placeholders
+        )
+
+    def launch(
+        self,
+        inputs: Sequence[Tensor | None],
+        shape: Sequence[int],
+        dtype: dtypes.dtype,
+        words: Sequence[int] = (),
+        items: int = 1,
+        work: int = 4,
+        extra: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Record and run the op.
+
+        Args:
+            inputs: up to three tensors; the first one's dtype selects the kernel.
+            shape: of the result.
+            dtype: of the result.
+            words: integers the kernel and the backward read, from attribute word 4 on.
+            items: how many work items the kernel may be split into; negative to merge partial results at the end.
+            work: of one item, in quarter nanoseconds.
+            extra: any number of further inputs; attribute words shift by their number.
+        """
+        tensors = [t for t in (*inputs, *extra) if t is not None]
+        layout = rt.layout(tuple(shape))
+        while True:
+            ids = [0 if t is None else t._id for t in inputs] + [0, 0]
+            block = rt.attributes(len(extra), *(t._id for t in extra), items, work, *words)
+            k = rt.record_kernel(_S, self.code, ids[0], ids[1], ids[2], layout, dtype.code, block)
+            if k > 0:
+                return wrap(k)
+            rt.free_block(_S, block)
+            self.refuse(k, tensors)
+
+    def reverse(
+        self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]
+    ) -> Sequence[Any]:
+        """Run the declared backward for one row of the tape."""
+        assert self.derivative is not None
+        available: dict[str, Any] = {"g": g, "need": need, "words": words[2:], "out": kept[3]}
+        available.update(zip(self.inputs, kept, strict=False))
+        parts = self.derivative(**{name: available[name] for name in self._uses})
+        return parts if isinstance(parts, tuple | list) else (parts,)
+
+
+def kernel_op(**options: Any) -> Callable[[Callable], KernelOp]:
+    """Declare an op with a kernel of its own (see `KernelOp`)."""
+    return lambda function: KernelOp(function, **options)
+
+
+def empty(shape: Sequence[int], dtype: dtypes.dtype) -> Tensor:
+    """A tensor with uninitialised memory."""
+    return wrap(check_id(rt.new_leaf(_S, rt.layout(tuple(shape)), dtype.code)))
+
+
+class ReductionOp(KernelOp):
+    """A reduction whose derivative is a scalar expression along its input.
+
+    Declared like a `KernelOp`; `backward` is a pointwise expression with parameters among ``g``, ``x``, ``out``, the second
+    input's name, and the `parameters` given here, which `launch_reduction` takes as floats.
+    """
+
+    def __init__(self, function: Callable, *, parameters: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(function, **options)
+        self.reduction_parameters = list(parameters)
+        rt.ops[self.code]["kind"] = structs.REDUCTION
+
+    def backward(self, function: Callable) -> Callable:
+        """Declare the derivative as a scalar expression."""
+        self.derivative = function
+        names = list(inspect.signature(function).parameters)
+        row = rt.ops[self.code]
+        row["differentiable"] = 1
+        row["saved"][1:] = sum(1 << k for k, n in enumerate(self.inputs) if n in names) | (
+            8 if "out" in names else 0
+        )
+        return function
+
+    def load_reverse(self, dtype: int) -> None:
+        """Build or load the reverse kernel for a dtype code."""
+        assert self.derivative is not None
+        label = f"{self.name}_reverse_{dtypes.ALL[dtype].name}"
+        text = _source.partial_text("partial0", self.derivative, 0)
+        used = _source.partial_names(self.derivative, 0)
+        text += reverse_source(
+            label,
+            [(0, "partial0", used)],
+            [(n, dtype) for n in self.inputs],
+            dtype,
+            g_position=4,
+            parameters=self.reduction_parameters,
+        )
+        names = scalar_environment(self.derivative, dtype)
+        rt.reverse[self.code, dtype] = build_kernel(label, text, environment(**names))
+
+    def launch_reduction(
+        self,
+        inputs: Sequence[Tensor | None],
+        shape: Sequence[int],
+        kept: Sequence[int],
+        dtype: dtypes.dtype,
+        parameters: Sequence[float] = (),
+        words: Sequence[int] = (),
+        items: int = 1,
+        work: int = 4,
+    ) -> Tensor:
+        """Record and run the reduction.
+
+        Args:
+            inputs: the operand, and perhaps a second one of the kept shape.
+            shape: of the result.
+            kept: shape of the result with reduced dims of extent one.
+            dtype: of the result.
+            parameters: values of the declared parameters.
+            words: further integers for the kernel, after the parameters.
+            items: see `launch`.
+            work: see `launch`.
+        """
+        head = [rt.layout(tuple(kept)), *(struct_bits(float(p)) for p in parameters)]
+        return self.launch(inputs, shape, dtype, [*head, *words], items, work)
+
+
+def reduction_op(**options: Any) -> Callable[[Callable], ReductionOp]:
+    """Declare a reduction (see `ReductionOp`)."""
+    return lambda function: ReductionOp(function, **options)

@@ -1,0 +1,546 @@
+"""One declaration an op: from it follow the opcode, kernels for every dtype, the public function and method, `grad_fn`'s name,
+what is saved, and the tests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numba
+
+from tapegrad import dtypes, errors
+from tapegrad.engine import structs
+from tapegrad.engine.kernels import build_kernel
+from tapegrad.engine.loops import environment, forward_source, reverse_source
+from tapegrad.engine.runtime import rt
+from tapegrad.ops import _source
+from tapegrad.tensor import Tensor, wrap
+
+_S = rt.S
+FLOATS = (dtypes.float32, dtypes.float64)
+INTEGERS = (dtypes.int8, dtypes.int16, dtypes.int32, dtypes.int64, dtypes.uint8)
+NUMBERS = FLOATS + INTEGERS
+ALL = (*NUMBERS, dtypes.bool)
+DISCRETE = (*INTEGERS, dtypes.bool)
+
+# every opcode, in order of declaration; the first rows of the kernel table belong to no op
+OPS: list[Op | None] = [None] * structs.FIRST_OPCODE
+PUBLIC: dict[str, Callable[..., Any]] = {}
+
+
+class Domain:
+    """Where to test an op: an interval for each tensor input, and points to keep away from."""
+
+    def __init__(self, *intervals: tuple[float, float], avoid: Sequence[float] = ()) -> None:
+        self.intervals = intervals
+        self.avoid = tuple(avoid)
+
+
+def Real(low: float = -4.0, high: float = 4.0, avoid: Sequence[float] = ()) -> Domain:
+    """A domain with one interval for every input."""
+    return Domain((low, high), avoid=avoid)
+
+
+class Op:
+    """What all kinds of op share: a name, an opcode, and its row of the engine's op table.
+
+    Args:
+        function: the declaration; its docstring is the op's documentation.
+        kind: how the interpreter treats it (see engine/structs.py).
+        grad_name: name of its `grad_fn`.
+        reference: ``"module:function"`` it must agree with, or a callable on NumPy arrays.
+    """
+
+    def __init__(self, function: Callable, kind: int, grad_name: str | None, reference: Any) -> None:
+        if not function.__doc__:
+            raise TypeError(f"op {function.__name__} needs a docstring")
+        self.__name__ = self.name = function.__name__
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+        self.__wrapped__ = function
+        self.function = function
+        self.parameters = list(inspect.signature(function).parameters)
+        self.kind = kind
+        self.grad_name = grad_name or "".join(p.capitalize() for p in self.name.split("_")) + "Backward0"
+        self.reference = reference
+        self.derivative: Callable | None = None
+        self.code = len(OPS)
+        OPS.append(self)
+        row = rt.ops[self.code]
+        row["kind"] = kind
+        row["out_dtype"] = structs.SAME_DTYPE
+        row["cost"] = 4
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def backward(self, function: Callable) -> Callable:
+        """Declare the derivative: parameters named ``g``, ``out``, or as the op's inputs say what is saved."""
+        self.derivative = function
+        return function
+
+    def load_forward(self, dtype: int) -> None:
+        """Build or load the forward kernel for a dtype code."""
+        raise NotImplementedError
+
+    def load_reverse(self, dtype: int) -> None:
+        """Build or load the reverse kernel for a dtype code."""
+        raise NotImplementedError
+
+    def refuse(self, answer: int, tensors: Sequence[Tensor]) -> None:
+        """Mend what stopped an entry point, so that it can be called again, or raise.
+
+        Args:
+            answer: the negative answer.
+            tensors: the operands.
+        """
+        if answer == structs.NEEDS_KERNEL:
+            key = tensors[-1] if self.kind == structs.SELECT else tensors[0]
+            self.load_forward(key.dtype.code)
+        elif answer == structs.NEEDS_PARALLEL:
+            rt.load_parallel_driver()
+        elif answer == structs.STALE_VIEW:
+            for t in tensors:
+                t._refresh()
+        else:
+            self._raise(answer, tensors)
+
+    def _raise(self, answer: int, tensors: Sequence[Tensor]) -> None:
+        shapes = [list(t.shape) for t in tensors]
+        if answer == structs.NOT_BROADCASTABLE:
+            raise RuntimeError(broadcast_problem(self.name, [t.shape for t in tensors]))
+        if answer == structs.WRONG_SHAPE:
+            raise RuntimeError(
+                f"{self.name}_: output with shape {shapes[0]} doesn't match the broadcast shape "
+                f"{list(broadcast_shapes(self.name, *[t.shape for t in tensors]))}"
+            )
+        if answer == structs.UNSUPPORTED_DTYPE:
+            raise RuntimeError(f"\"{self.name}\" not implemented for '{tensors[0].dtype.tensor_type}'")
+        if answer == structs.NO_MEMORY:
+            raise MemoryError(f"{self.name}: no memory for a result of operands with shapes {shapes}")
+        message = {
+            structs.LEAF_WRITTEN: errors.LEAF_IN_PLACE,
+            structs.SELF_OVERLAP: errors.SELF_OVERLAP,
+            structs.PARTIAL_OVERLAP: errors.PARTIAL_OVERLAP,
+            structs.INFERENCE_SAVED: errors.INFERENCE_SAVED,
+            structs.INFERENCE_WRITTEN: errors.INFERENCE_WRITTEN,
+        }[answer]
+        raise RuntimeError(message)
+
+    def _note_saved(self, inputs: Sequence[str]) -> None:
+        # tell the engine which operands have a derivative and what each combination of wanted ones saves
+        row = rt.ops[self.code]
+        if self.derivative is None:
+            row["differentiable"] = 0
+            return
+        uses = self.partial_uses()
+        row["differentiable"] = sum(1 << slot for slot in uses)
+        names = [*inputs, "out"]
+        bits = {n: 1 << (3 if n == "out" else k) for k, n in enumerate(names)}
+        for need in range(8):
+            mask = 0
+            for slot, used in uses.items():
+                if need >> slot & 1:
+                    for n in used:
+                        mask |= bits.get(n, 0)
+            row["saved"][need] = mask
+        self.saves_self = {need: bool(int(row["saved"][need]) & 1) for need in range(8)}
+
+    def partial_uses(self) -> dict[int, list[str]]:
+        """For each differentiable input slot, the names its partial uses."""
+        raise NotImplementedError
+
+
+def broadcast_shapes(name: str, *shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape all broadcast to.
+
+    Raises:
+        RuntimeError: naming the op and the shapes.
+    """
+    ndim = max((len(s) for s in shapes), default=0)
+    result = [1] * ndim
+    for shape in shapes:
+        for d, n in enumerate(shape, ndim - len(shape)):
+            if n != 1:
+                if result[d] not in (1, n):
+                    raise RuntimeError(broadcast_problem(name, shapes))
+                result[d] = n
+    return tuple(result)
+
+
+def broadcast_problem(name: str, shapes: Sequence[Sequence[int]]) -> str:
+    """The message for shapes that do not broadcast."""
+    shapes = [tuple(s) for s in shapes]
+    for k, a in enumerate(shapes):
+        for b in shapes[k + 1 :]:
+            for d in range(1, min(len(a), len(b)) + 1):
+                if a[-d] != b[-d] and a[-d] != 1 and b[-d] != 1:
+                    at = max(len(a), len(b)) - d
+                    return (
+                        f"The size of tensor a ({a[-d]}) must match the size of tensor b ({b[-d]}) at non-singleton dimension "
+                        f"{at}: {name} got shapes {', '.join(str(list(s)) for s in shapes)}"
+                    )
+    return f"{name}: shapes {', '.join(str(list(s)) for s in shapes)} do not broadcast"
+
+
+def result_type(*operands: Any) -> dtypes.dtype:
+    """The dtype that operands promote to: tensors with dimensions before 0-d tensors before Python numbers.
+
+    >>> import tapegrad as tg
+    >>> tg.result_type(tg.tensor([1, 2]), 1.0)
+    tapegrad.float32
+    """
+    ranks: list[dtypes.dtype | None] = [None, None, None]
+    for operand in operands:
+        if isinstance(operand, Tensor):
+            rank, d = (0 if operand.ndim else 1), operand.dtype
+        else:
+            rank = 2
+            d = number_dtype(operand)
+        seen = ranks[rank]
+        ranks[rank] = d if seen is None else dtypes.promote_types(seen, d)
+    found = None
+    for d in ranks:
+        if d is not None and (found is None or d.category > found.category):
+            found = d
+    assert found is not None
+    return found
+
+
+def number_dtype(value: Any) -> dtypes.dtype:
+    """The dtype a Python or NumPy number has as an operand.
+
+    Raises:
+        TypeError: if it is not a number.
+    """
+    if isinstance(value, bool):
+        return dtypes.bool
+    if isinstance(value, int):
+        return dtypes.int64
+    if isinstance(value, float):
+        return dtypes.get_default_dtype()
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind in ("b", "i", "u", "f") and getattr(value, "shape", None) == ():
+        return {"b": dtypes.bool, "f": dtypes.get_default_dtype()}.get(kind, dtypes.int64)
+    raise TypeError(f"expected a Tensor or a number, but got {type(value).__name__}")
+
+
+def constant(value: Any, dtype: dtypes.dtype) -> Tensor:
+    """A 0-d tensor for a Python number; the engine keeps recent ones.
+
+    Raises:
+        RuntimeError: if an integer does not fit the dtype.
+    """
+    if dtype.is_floating_point:
+        if dtype is dtypes.float16:
+            raise RuntimeError("float16 tensors are for storage only; convert with .float() first")
+        try:
+            number = float(value)
+        except OverflowError:
+            raise RuntimeError(
+                f"value cannot be converted to type {dtype.name} without overflow: {value}"
+            ) from None
+        bits = struct_bits(number)
+    else:
+        bits = int(value)
+        if not -(1 << 63) <= bits < 1 << 63:
+            raise RuntimeError("Overflow when unpacking long long")
+        info = (0, 1) if dtype.name == "bool" else (dtypes.iinfo(dtype).min, dtypes.iinfo(dtype).max)
+        if not info[0] <= bits <= info[1]:
+            raise RuntimeError(f"value cannot be converted to type {dtype.name} without overflow: {value}")
+    k = rt.constant(_S, bits, dtype.code)
+    if k < 0:
+        raise MemoryError("no memory for a constant")
+    rt.retain(_S, k)
+    return wrap(k)
+
+
+def struct_bits(number: float) -> int:
+    """The 64 bits of a float as a signed integer."""
+    return int.from_bytes(_pack(number), "little", signed=True)
+
+
+def _pack(number: float) -> bytes:
+    import struct
+
+    return struct.pack("<d", number)
+
+
+def cast(t: Tensor, dtype: dtypes.dtype) -> Tensor:
+    """The tensor in another dtype, through the graph; itself if it has it."""
+    if t.dtype is dtype:
+        return t
+    from tapegrad.ops.convert import convert
+
+    return convert(t, dtype)
+
+
+def scalar_environment(function: Callable, dtype: int) -> dict[str, Any]:
+    """The global names of a declared body when it is compiled for one dtype: ops become scalar functions, `T` the type."""
+    real = getattr(numba.types, dtypes.ALL[dtype].name if dtype != dtypes.bool.code else "uint8")
+    names: dict[str, Any] = {"__name__": __name__, "T": real, "internal_contract": structs.internal_contract}
+    for name, value in _source.globals_used(function).items():
+        names[name] = value.scalar(dtype) if isinstance(value, Pointwise) else value
+    return names
+
+
+class Pointwise(Op):
+    """An op declared by a scalar expression, with one to three inputs.
+
+    Args:
+        domain: where to test it.
+        reference: what to compare it with.
+        dtypes: those it computes in; others are promoted to the default floating dtype.
+        out: dtype of the result, None for that of the inputs.
+        grad_name: name of its `grad_fn`.
+        cost: of one element, in quarter nanoseconds.
+        method: whether tensors have it as a method, and in place with a trailing underscore.
+        public: whether it is a function of the package.
+        select: the first input is a bool that chooses between the others.
+        same_on_integers: integers are their own result.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        *,
+        domain: Domain,
+        reference: Any,
+        dtypes: Sequence[dtypes.dtype] = FLOATS,
+        out: dtypes.dtype | None = None,
+        grad_name: str | None = None,
+        cost: int = 4,
+        method: bool = True,
+        public: bool = True,
+        select: bool = False,
+        same_on_integers: bool = False,
+    ) -> None:
+        super().__init__(function, structs.SELECT if select else structs.POINTWISE, grad_name, reference)
+        self.domain = domain
+        self.dtypes = tuple(dtypes)
+        self.out = out
+        self.arity = len(self.parameters)
+        self.same_on_integers = same_on_integers
+        self._scalars: dict[int, Any] = {}
+        row = rt.ops[self.code]
+        row["cost"] = cost
+        row["inputs"] = self.arity
+        row["dtypes"] = sum(1 << d.code for d in self.dtypes)
+        if out is not None:
+            row["out_dtype"] = out.code
+        if public:
+            PUBLIC[self.name] = self
+        if method:
+            setattr(Tensor, self.name, _method(self))
+            if out is None:
+                setattr(Tensor, self.name + "_", _in_place_method(self))
+
+    # source
+
+    def input_dtypes(self, dtype: int) -> list[tuple[str, int]]:
+        """(name, dtype code) of the inputs of the kernel for a dtype."""
+        pairs = [(p, dtype) for p in self.parameters]
+        if self.kind == structs.SELECT:
+            pairs[0] = (self.parameters[0], dtypes.bool.code)
+        return pairs
+
+    def scalar(self, dtype: int) -> Any:
+        """The forward as a jitted scalar function."""
+        if dtype not in self._scalars:
+            text = _source.forward_text(self.name, self.function)
+            namespace = scalar_environment(self.function, dtype)
+            exec(text, namespace)
+            self._scalars[dtype] = namespace[self.name]
+        return self._scalars[dtype]
+
+    def load_forward(self, dtype: int) -> None:
+        """Build or load the forward kernel for a dtype code."""
+        self._note_saved(self.parameters)
+        out = dtype if self.out is None else self.out.code
+        label = f"{self.name}_forward_{dtypes.ALL[dtype].name}"
+        text = _source.forward_text("scalar", self.function)
+        text += forward_source(label, "scalar", self.input_dtypes(dtype), out)
+        kernel = build_kernel(label, text, environment(**scalar_environment(self.function, dtype)))
+        rt.forward[self.code, dtype] = kernel
+
+    def load_reverse(self, dtype: int) -> None:
+        """Build or load the reverse kernel for a dtype code."""
+        assert self.derivative is not None
+        out = dtype if self.out is None else self.out.code
+        label = f"{self.name}_reverse_{dtypes.ALL[dtype].name}"
+        uses = self.partial_uses()
+        text = ""
+        partials = []
+        for index, (slot, used) in enumerate(uses.items()):
+            text += _source.partial_text(f"partial{slot}", self.derivative, self._position(index, slot))
+            partials.append((slot, f"partial{slot}", used))
+        text += reverse_source(label, partials, self.input_dtypes(dtype), out)
+        kernel = build_kernel(label, text, environment(**scalar_environment(self.derivative, dtype)))
+        rt.reverse[self.code, dtype] = kernel
+
+    def _position(self, index: int, slot: int) -> int:
+        assert self.derivative is not None
+        return slot if len(_source.partial_expressions(self.derivative)) > 1 else 0
+
+    def partial_uses(self) -> dict[int, list[str]]:
+        """For each differentiable input slot, the names its partial uses; a partial of None is no derivative."""
+        assert self.derivative is not None
+        import ast
+
+        uses = {}
+        direct = 0
+        expressions = _source.partial_expressions(self.derivative)
+        first = 1 if self.kind == structs.SELECT and len(expressions) < self.arity else 0
+        for index, expression in enumerate(expressions):
+            if isinstance(expression, ast.Constant) and expression.value is None:
+                continue
+            slot = index + first
+            uses[slot] = _source.partial_names(self.derivative, index)
+            if isinstance(expression, ast.Name) and expression.id == "g":
+                direct |= 1 << slot
+        rt.ops[self.code]["direct"] = direct
+        return uses
+
+    # calls
+
+    def __call__(self, *args: Any, out: Tensor | None = None, **named: Any) -> Tensor:
+        if named:
+            args = self._bind(args, named)
+        if len(args) != self.arity:
+            raise TypeError(
+                f"{self.name}() takes {self.arity} argument{'s' * (self.arity > 1)} but got {len(args)}"
+            )
+        result = self._call(args)
+        if out is not None:
+            return out.copy_(result)  # type: ignore[attr-defined]
+        return result
+
+    def _bind(self, args: tuple, named: dict[str, Any]) -> tuple:
+        slots = {"input": 0, "self": 0, "other": 1, "exponent": 1, "value": 1}
+        values = dict(enumerate(args))
+        for name, value in named.items():
+            slot = self.parameters.index(name) if name in self.parameters else slots.get(name, -1)
+            if not 0 <= slot < self.arity or slot in values:
+                raise TypeError(f"{self.name}() got an unexpected keyword argument '{name}'")
+            values[slot] = value
+        return tuple(values[k] for k in sorted(values))
+
+    def _call(self, args: Sequence[Any]) -> Tensor:
+        k = 0
+        first = args[0]
+        if type(first) is Tensor:
+            if self.arity == 1:
+                k = rt.record(_S, self.code, first._id, 0, 0)
+            elif self.arity == 2 and type(args[1]) is Tensor:
+                k = rt.record(_S, self.code, first._id, args[1]._id, 0)
+        if k <= 0:
+            if self.same_on_integers and type(first) is Tensor and first.dtype.category == 1:
+                return first.clone()
+            k = self.run(self.promote(args))
+        return wrap(k)
+
+    def promote(self, args: Sequence[Any], common: dtypes.dtype | None = None) -> list[Tensor]:
+        """Tensors of one dtype the op computes in, from tensors and numbers."""
+        chosen = args[1:] if self.kind == structs.SELECT else args
+        if not any(isinstance(a, Tensor) for a in args):
+            raise TypeError(
+                f"{self.name}(): argument 'input' (position 1) must be Tensor, not {type(args[0]).__name__}"
+            )
+        for position, a in enumerate(args):
+            if not isinstance(a, Tensor):
+                try:
+                    number_dtype(a)
+                except TypeError:
+                    raise TypeError(
+                        f"{self.name}(): argument {position + 1} must be Tensor or Number, not {type(a).__name__}"
+                    ) from None
+        common = common or result_type(*chosen)
+        if common not in self.dtypes:
+            common = self.computed_in(common)
+        tensors = [cast(a, common) if isinstance(a, Tensor) else constant(a, common) for a in chosen]
+        if self.kind == structs.SELECT:
+            condition = args[0] if isinstance(args[0], Tensor) else constant(args[0], dtypes.bool)
+            if condition.dtype is not dtypes.bool:
+                if condition.dtype is not dtypes.uint8:
+                    raise RuntimeError(
+                        f"{self.name} expected condition to be a boolean tensor, but got {condition.dtype}"
+                    )
+                condition = cast(condition, dtypes.bool)
+            tensors.insert(0, condition)
+        return tensors
+
+    def computed_in(self, common: dtypes.dtype) -> dtypes.dtype:
+        """The dtype to compute in for operands of a dtype the op has no kernel for.
+
+        Raises:
+            RuntimeError: if there is none.
+        """
+        if not common.is_floating_point and self.dtypes == FLOATS:
+            return dtypes.get_default_dtype()
+        raise RuntimeError(f"\"{self.name}\" not implemented for '{common.tensor_type}'")
+
+    def run(self, tensors: Sequence[Tensor], options: int = 0) -> int:
+        """Record the op on tensors of one dtype; the id of the result."""
+        while True:
+            ids = [t._id for t in tensors] + [0, 0]
+            k = rt.record(_S, self.code | options, ids[0], ids[1], ids[2])
+            if k > 0:
+                return k
+            self.refuse(k, tensors)
+
+    def in_place(self, target: Tensor, *others: Any) -> Tensor:
+        """Write the result into the first operand."""
+        k = 0
+        if not others or (len(others) == 1 and type(others[0]) is Tensor):
+            k = rt.record(_S, self.code | structs.IN_PLACE, target._id, others[0]._id if others else 0, 0)
+        if k <= 0:
+            from tapegrad.ops._write import write
+
+            return write(self, target, others, k)
+        if k != target._id:
+            rt.release(_S, target._id)
+            target._id = k
+        return target
+
+
+def pointwise(**options: Any) -> Callable[[Callable], Pointwise]:
+    """Declare a pointwise op by a scalar expression (see `Pointwise`)."""
+    return lambda function: Pointwise(function, **options)
+
+
+def _method(op: Pointwise) -> Callable:
+    code, record = op.code, rt
+    if op.arity == 1:
+
+        def unary(self: Tensor) -> Tensor:
+            k = record.record(_S, code, self._id, 0, 0)
+            return wrap(k) if k > 0 else op._call((self,))
+
+        method: Callable = unary
+    else:
+
+        def general(self: Tensor, *others: Any, **named: Any) -> Tensor:
+            return op(self, *others, **named)
+
+        method = general
+    method.__name__ = op.name
+    method.__qualname__ = f"Tensor.{op.name}"
+    method.__doc__ = op.__doc__
+    return method
+
+
+def _in_place_method(op: Pointwise) -> Callable:
+    def method(self: Tensor, *others: Any, **named: Any) -> Tensor:
+        if named:
+            others = op._bind((self, *others), named)[1:]
+        if len(others) != op.arity - 1:
+            raise TypeError(
+                f"{op.name}_() takes {op.arity - 1} positional arguments but {len(others)} were given"
+            )
+        return op.in_place(self, *others)
+
+    method.__name__ = op.name + "_"
+    method.__qualname__ = f"Tensor.{op.name}_"
+    method.__doc__ = f"In-place version of `{op.name}`."
+    return method

@@ -1,0 +1,177 @@
+"""Views: one declaration is a function on geometries.
+
+A view op says which elements it shows as a function from one geometry (shape, strides, offset) to another. Applied to the
+tensor's own geometry it gives the view; applied to the contiguous geometry of its shape it says where the view's
+adjoint belongs in the adjoint of the base. So no view has a backward of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tapegrad import errors
+from tapegrad.engine import structs
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_META
+from tapegrad.ops._rule import PUBLIC, Op
+from tapegrad.tensor import Tensor, layout_facts, wrap
+
+_S = rt.S
+
+
+class Geometry(NamedTuple):
+    """Where elements are: extents, strides and first element, counted in elements."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+
+def contiguous_geometry(shape: tuple[int, ...]) -> Geometry:
+    """The row-major geometry of a shape."""
+    strides, step = [], 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return Geometry(shape, tuple(reversed(strides)), 0)
+
+
+class ViewOp(Op):
+    """An op that shows some elements of a tensor under another shape.
+
+    The declared function takes a `Geometry` and the op's arguments and returns a `Geometry`, or None if there is no such view.
+    """
+
+    def __init__(self, function: Callable, grad_name: str | None, reference: Any, samples: Any) -> None:
+        super().__init__(function, structs.VIEW, grad_name, reference)
+        self.samples = samples
+        row = rt.ops[self.code]
+        row["differentiable"] = 1
+
+    def __call__(self, x: Tensor, *args: Any, **named: Any) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{self.name}(): argument 'input' (position 1) must be Tensor, not {type(x).__name__}"
+            )
+        shape, strides, contiguous = layout_facts(rt.look(_S, x._id, LOOK_META) >> 16)
+        shown = self.function(Geometry(shape, strides, 0), *args, **named)
+        if shown is None:
+            return self.without_view(x, *args, **named)
+        step = lambda geometry: self.function(geometry, *args, **named)
+        where = shown if contiguous else step(contiguous_geometry(shape))
+        return record_view(self.code, x, shown, where, step)
+
+    def without_view(self, x: Tensor, *args: Any, **named: Any) -> Tensor:
+        """What to do where the elements cannot be shown in place."""
+        raise RuntimeError(
+            f"{self.name} size is not compatible with input tensor's size and stride (at least one dimension spans across two "
+            "contiguous subspaces). Use .reshape(...) instead."
+        )
+
+
+def record_view(
+    code: int, x: Tensor, shown: Geometry, where: Geometry, step: Callable[[Geometry], Geometry | None]
+) -> Tensor:
+    """Record a view of `x`.
+
+    Args:
+        code: the opcode, which names its `grad_fn`.
+        x: the tensor.
+        shown: the view's geometry, relative to the first element of `x`.
+        where: the same for a contiguous tensor of its shape.
+        step: the declared function with its arguments, for views of views.
+    """
+    layout = rt.strided_layout(shown.shape, shown.strides)
+    target = layout if where is shown else rt.strided_layout(where.shape, where.strides)
+    while True:
+        attributes = rt.attributes(0, target, where.offset)
+        k = rt.record_view(_S, code, x._id, layout, shown.offset, attributes, 1)
+        if k > 0:
+            break
+        if k != structs.STALE_VIEW:
+            raise MemoryError("no memory for a view")
+        x._refresh()
+    view = wrap(k)
+    if rt.look(_S, k, LOOK_META) >> 8 & structs.IS_VIEW:
+        base = x._base_tensor()
+        if base is None:
+            view._base, view._where = x, where
+        else:
+            view._base = base
+            view._where = None if x._where is None else step(x._where)
+    return view
+
+
+def view_op(
+    *, reference: Any, samples: Any, grad_name: str | None = None, method: bool = True, public: bool = True
+) -> Callable:
+    """Declare a view by a function on geometries.
+
+    Args:
+        reference: what it must agree with on NumPy arrays.
+        samples: ``(shape, args)`` pairs to test it with.
+        grad_name: name of its `grad_fn`.
+        method: whether it becomes a method of tensors.
+        public: whether it becomes a function of the package.
+    """
+
+    def declare(function: Callable) -> ViewOp:
+        op = ViewOp(function, grad_name, reference, samples)
+        if public:
+            PUBLIC[op.name] = op
+        if method:
+            setattr(Tensor, op.name, as_method(op))
+        return op
+
+    return declare
+
+
+def as_method(op: Callable) -> Callable:
+    """A function of a tensor as a method."""
+
+    def method(self: Tensor, *args: Any, **named: Any) -> Any:
+        return op(self, *args, **named)
+
+    method.__name__ = op.__name__
+    method.__qualname__ = f"Tensor.{op.__name__}"
+    method.__doc__ = op.__doc__
+    method.__wrapped__ = inspect.unwrap(op)  # type: ignore[attr-defined]
+    return method
+
+
+def _any_geometry(geometry, shown):
+    """A view given by its geometry in the contiguous elements of its base."""
+    return shown
+
+
+as_strided_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
+
+
+def rebuild(view: Tensor, base: Tensor) -> None:
+    """Make a stale view a view of its base's new value."""
+    where = view._where
+    if where is None:
+        raise RuntimeError(
+            "a view whose place in its base is not a regular one was used after the base was modified in place; "
+            "take the view again from the modified tensor, or clone() it before the modification"
+        )
+    layout = rt.look(_S, view._id, LOOK_META) >> 16
+    base_data, data = base.data_ptr(), view.data_ptr()
+    offset = (data - base_data) // view.itemsize
+    target = rt.strided_layout(where.shape, where.strides)
+    base._refresh()
+    attributes = rt.attributes(0, target, where.offset)
+    k = rt.record_view(_S, as_strided_op.code, base._id, layout, offset, attributes, 1)
+    if k <= 0:
+        raise MemoryError("no memory for a view")
+    rt.release(_S, view._id)
+    view._id = k
+
+
+def check_view_may_be_written(view: Tensor) -> None:
+    """Refuse a recorded write to a view of a leaf that requires grad."""
+    base = view._base_tensor()
+    if base is not None and base.is_leaf and base.requires_grad:
+        raise RuntimeError(errors.LEAF_VIEW_IN_PLACE)

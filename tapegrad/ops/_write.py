@@ -1,0 +1,185 @@
+"""In-place operations beyond the plain case: promotion, saved operands, and views whose base must learn of the write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tapegrad import errors
+from tapegrad.engine import structs
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER
+from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
+from tapegrad.ops._view import check_view_may_be_written, rebuild
+from tapegrad.tensor import Tensor, check_id, wrap
+
+_S = rt.S
+
+
+class _CopySlices(Op):
+    """The base of a view after a recorded write to the view."""
+
+    def __init__(self) -> None:
+        def copy_slices(base, view):
+            """The base with a view's new elements in place."""
+
+        super().__init__(copy_slices, structs.PYTHON, "CopySlices", None)
+        rt.ops[self.code]["differentiable"] = 3
+
+    def reverse(self, g: Tensor, need: int, kept: Sequence[Any], words: Sequence[int]) -> list[Tensor | None]:
+        """The base's adjoint loses the written elements to the view's."""
+        layout, offset = words[0], words[1]
+        row = rt.layout_row(layout)
+        n = int(row["ndim"])
+        shape, strides = (tuple(int(v) for v in row[f][:n]) for f in ("shape", "strides"))
+        part = g.as_strided(shape, strides, offset)
+        to_view = part.clone() if need & 2 else None
+        to_base = None
+        if need & 1:
+            to_base = g.clone()
+            to_base.as_strided(shape, strides, offset).zero_()
+        return [to_base, to_view]
+
+
+copy_slices = _CopySlices()
+
+
+def write(op: Pointwise, target: Tensor, others: Sequence[Any], answer: int) -> Tensor:
+    """Finish an in-place call of a pointwise op that the fast path did not."""
+    if target._base_tensor() is not None:
+        target._refresh()
+        if _records(target, others):
+            check_view_may_be_written(target)
+    operands = _converted(op, target, others)
+    if operands is None:
+        return assign(target, op(target, *others))
+    while True:
+        ids = [t._id for t in operands] + [0, 0]
+        k = rt.record(_S, op.code | structs.IN_PLACE, ids[0], ids[1], ids[2])
+        if k > 0:
+            break
+        if k == structs.VIEW_WRITTEN or k == structs.NEEDS_OLD_VALUE:
+            _check_leaf(target)
+            return assign(target, None, op, operands)
+        op.refuse(k, operands)
+    if k != target._id:
+        rt.release(_S, target._id)
+        target._id = k
+    return target
+
+
+def _converted(op: Pointwise, target: Tensor, others: Sequence[Any]) -> list[Tensor] | None:
+    # operands in the target's dtype; None if the op has to be computed in another one and cast back
+    dtype = target.dtype
+    common = result_type(target, *others)
+    if op.out is not None and op.out is not dtype:
+        raise RuntimeError(
+            f"result type {op.out.tensor_type} can't be cast to the desired output type {dtype.tensor_type}"
+        )
+    computed = common if common in op.dtypes else op.computed_in(common)
+    if computed.category > dtype.category:
+        raise RuntimeError(
+            f"result type {computed.tensor_type} can't be cast to the desired output type {dtype.tensor_type}"
+        )
+    if computed is not dtype:
+        return None
+    return [target, *op.promote([target, *others], dtype)[1:]]
+
+
+def _records(target: Tensor, others: Sequence[Any]) -> bool:
+    if rt.mode_of_thread(_S):
+        return False
+    return target.requires_grad or any(isinstance(o, Tensor) and o.requires_grad for o in others)
+
+
+def _check_leaf(target: Tensor) -> None:
+    if not rt.mode_of_thread(_S) and target.requires_grad and rt.look(_S, target._id, LOOK_PRODUCER) < 0:
+        raise RuntimeError(errors.LEAF_IN_PLACE)
+
+
+def assign(
+    target: Tensor, value: Tensor | None, op: Pointwise | None = None, operands: Sequence[Tensor] = ()
+) -> Tensor:
+    """Give `target` a new value on the tape, in the memory it already has.
+
+    Args:
+        target: the tensor written to.
+        value: the new value, of its shape after broadcasting; or
+        op: the op that computes it from
+        operands: these tensors, the first being `target`.
+    """
+    records = _records(target, [*operands, value])
+    if target._base_tensor() is not None and records:
+        check_view_may_be_written(target)
+    elif records:
+        _check_leaf(target)
+    shape, dtype = target.shape, target.dtype
+    shown = value.shape if value is not None else broadcast_shapes(op.name, *[t.shape for t in operands])  # type: ignore[union-attr]
+    name = op.name if op is not None else "copy"
+    if broadcast_shapes(name, shape, shown) != tuple(shape):
+        raise RuntimeError(
+            f"{name}_: output with shape {list(shape)} doesn't match the broadcast shape "
+            f"{list(broadcast_shapes(name, shape, shown))}"
+        )
+    flags = rt.look(_S, target._id, LOOK_META) >> 8
+    if flags & structs.INFERENCE and not rt.mode_of_thread(_S) & structs.INFERENCE_MODE:
+        raise RuntimeError(errors.INFERENCE_WRITTEN)
+    if any(s == 0 and n > 1 for s, n in zip(target.stride(), shape, strict=True)):
+        raise RuntimeError(errors.SELF_OVERLAP)
+    if not records:
+        result = value if value is not None else wrap(op.run(operands))  # type: ignore[union-attr]
+        copy_elements(target, result)
+        rt.mark_written(_S, target._id, 0, 0)
+        return target
+    # the place on the tape keeps the old elements; a new handle takes the memory that is written
+    memory = _detached_copy(target)
+    rt.take_memory(_S, target._id, memory._id)
+    try:
+        if value is None:
+            result = wrap(op.run(operands))  # type: ignore[union-attr]
+        else:
+            result = value.to(dtype)
+            if result.shape != shape:
+                result = result.expand(shape)
+            result = result.clone()
+    except BaseException:
+        rt.take_memory(_S, target._id, memory._id)
+        raise
+    copy_elements(memory, result)
+    rt.take_memory(_S, result._id, memory._id)
+    view = target._base_tensor() is not None
+    rt.mark_written(_S, result._id, 1, int(view))
+    if view:
+        _tell_base(target, result)
+    else:
+        target._id, result._id = result._id, target._id
+    return target
+
+
+def _detached_copy(t: Tensor) -> Tensor:
+    before = rt.set_mode(_S, structs.NO_GRAD_MODE | rt.mode_of_thread(_S))
+    try:
+        return t.clone()
+    finally:
+        rt.set_mode(_S, before)
+
+
+def copy_elements(target: Tensor, source: Tensor) -> None:
+    """Copy elements into a tensor's memory, outside the tape."""
+    target._address_array()[...] = source._address_array()
+
+
+def _tell_base(view: Tensor, written: Tensor) -> None:
+    # the base becomes "itself with these elements", and the view a view of that
+    base, where = view._base, view._where
+    if where is None:
+        raise RuntimeError(
+            "a view whose place in its base is not a regular one cannot be written to; write to the base"
+        )
+    old = base._id
+    k = check_id(rt.share_leaf(_S, old, 0))
+    attributes = rt.attributes(0, rt.strided_layout(where.shape, where.strides), where.offset)
+    rt.record_on(_S, copy_slices.code, k, old, written._id, attributes)
+    base._id = k
+    rt.release(_S, old)
+    rebuild(view, base)

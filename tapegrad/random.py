@@ -1,0 +1,266 @@
+"""Random tensors, drawn from NumPy's Philox generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tapegrad import dtypes
+from tapegrad.creation import _check_device, _finish, blank, shape_argument
+from tapegrad.tensor import Tensor
+
+
+class Generator:
+    """A source of random numbers with a seed of its own.
+
+    >>> import tapegrad as tg
+    >>> a = tg.rand(2, generator=tg.Generator().manual_seed(1))
+    >>> b = tg.rand(2, generator=tg.Generator().manual_seed(1))
+    >>> bool((a == b).all())
+    True
+    """
+
+    def __init__(self, device: Any = "cpu") -> None:
+        _check_device(device)
+        self.seed()
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start again from a seed; returns the generator."""
+        self._seed = int(seed)
+        self._numpy = np.random.Generator(np.random.Philox(self._seed & 0xFFFFFFFFFFFFFFFF))
+        return self
+
+    def initial_seed(self) -> int:
+        """The seed last set."""
+        return self._seed
+
+    def seed(self) -> int:
+        """Start from a seed the system gives; returns it."""
+        self.manual_seed(
+            int.from_bytes(np.random.SeedSequence().generate_state(2).tobytes(), "little") & (2**63 - 1)
+        )
+        return self._seed
+
+    def get_state(self) -> dict:
+        """The state, for `set_state`."""
+        return self._numpy.bit_generator.state
+
+    def set_state(self, state: dict) -> None:
+        """Continue from a state that `get_state` gave."""
+        self._numpy.bit_generator.state = state
+
+
+default_generator = Generator()
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the default generator; returns it."""
+    return default_generator.manual_seed(seed)
+
+
+def seed() -> int:
+    """Seed the default generator from the system; returns the seed."""
+    return default_generator.seed()
+
+
+def initial_seed() -> int:
+    """The seed of the default generator."""
+    return default_generator.initial_seed()
+
+
+def get_rng_state() -> dict:
+    """The state of the default generator."""
+    return default_generator.get_state()
+
+
+def set_rng_state(state: dict) -> None:
+    """Continue the default generator from a state."""
+    default_generator.set_state(state)
+
+
+def _numpy(generator: Generator | None) -> np.random.Generator:
+    return (generator or default_generator)._numpy
+
+
+def _store(shape: tuple[int, ...], values: Any, dtype: Any, requires_grad: bool) -> Tensor:
+    t = blank(shape, dtype)
+    t._address_array()[...] = values
+    return _finish(t, requires_grad)
+
+
+def _float(dtype: Any, name: str) -> Any:
+    d = dtypes.get_default_dtype() if dtype is None else dtypes.as_dtype(dtype)
+    if not d.is_floating_point:
+        raise RuntimeError(f"\"{name}\" not implemented for '{d.tensor_type}'")
+    return d
+
+
+def _draw(method: Any, shape: tuple[int, ...], d: Any) -> np.ndarray:
+    return method(shape, dtype=np.float64 if d.itemsize == 8 else np.float32)
+
+
+def rand(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Numbers uniform on [0, 1)."""
+    _check_device(device)
+    d, shape = _float(dtype, "rand"), shape_argument("rand", size)
+    return _store(shape, _draw(_numpy(generator).random, shape, d), d, requires_grad)
+
+
+def randn(
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Numbers from the standard normal distribution."""
+    _check_device(device)
+    d, shape = _float(dtype, "randn"), shape_argument("randn", size)
+    return _store(shape, _draw(_numpy(generator).standard_normal, shape, d), d, requires_grad)
+
+
+def randint(
+    low: int,
+    high: Any = None,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = dtypes.int64,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Integers from `low` (0 if only `high` is given) up to, but not including, `high`."""
+    _check_device(device)
+    if size is None:
+        low, high, size = 0, low, high
+    if low >= high:
+        raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
+    shape = shape_argument("randint", (size,))
+    return _store(shape, _numpy(generator).integers(low, high, shape), dtype, requires_grad)
+
+
+def randperm(
+    n: int,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = dtypes.int64,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """The integers from 0 to `n` - 1 in random order."""
+    _check_device(device)
+    if n < 0:
+        raise RuntimeError(f"n must be non-negative, got {n}")
+    return _store((n,), _numpy(generator).permutation(n), dtype, requires_grad)
+
+
+def normal(
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = None,
+) -> Tensor:
+    """Normal numbers with means and standard deviations given as numbers (with a `size`) or tensors."""
+    shapes = [v.shape for v in (mean, std) if isinstance(v, Tensor)]
+    if shapes:
+        d = (mean if isinstance(mean, Tensor) else std).dtype
+        shape: tuple[int, ...] = np.broadcast_shapes(*shapes)
+    else:
+        d, shape = _float(dtype, "normal"), shape_argument("normal", (() if size is None else size,))
+    m, s = (v.detach().numpy() if isinstance(v, Tensor) else v for v in (mean, std))
+    if np.any(np.asarray(s) < 0):
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {np.min(s)}")
+    return _store(shape, m + s * _draw(_numpy(generator).standard_normal, shape, d), d, False)
+
+
+def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
+    """Ones with the probabilities given by a tensor (or by `p`), zeros otherwise."""
+    chances = input.detach().numpy() if p is None else p
+    if not np.all((np.asarray(chances) >= 0) & (np.asarray(chances) <= 1)):
+        raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true, but got false.")
+    return _store(tuple(input.shape), _numpy(generator).random(input.shape) < chances, input.dtype, False)
+
+
+def multinomial(
+    input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
+) -> Tensor:
+    """Indices drawn with the probabilities in the last dimension (not necessarily normalised)."""
+    weights = np.atleast_2d(input.detach().numpy().astype(np.float64))
+    if not np.all(np.isfinite(weights)) or np.any(weights < 0):
+        raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+    if np.any(weights.sum(1) <= 0):
+        raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
+    if not replacement and np.any((weights > 0).sum(1) < num_samples):
+        raise RuntimeError("cannot sample n_sample > prob_dist.size(-1) samples without replacement")
+    draw = _numpy(generator)
+    rows = [draw.choice(w.size, num_samples, replace=replacement, p=w / w.sum()) for w in weights]
+    found = np.stack(rows) if input.ndim == 2 else rows[0]
+    return _store(found.shape, found, dtypes.int64, False)
+
+
+def _like(name: str, make: Any) -> Any:
+    def like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+        return make(input.shape, dtype=dtype or input.dtype, device=device, requires_grad=requires_grad)
+
+    like.__name__ = like.__qualname__ = name
+    like.__doc__ = f"`{make.__name__}` with the shape and dtype of another tensor."
+    return like
+
+
+rand_like = _like("rand_like", rand)
+randn_like = _like("randn_like", randn)
+
+
+def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: Any = None) -> Tensor:
+    """`randint` with the shape and dtype of another tensor."""
+    if high is None:
+        low, high = 0, low
+    return randint(low, high, tuple(input.shape), dtype=dtype or input.dtype)
+
+
+def _fill_in_place(t: Tensor, values: Any) -> Tensor:
+    from tapegrad.ops._write import assign
+
+    source = blank(tuple(t.shape), t.dtype)
+    source._address_array()[...] = values
+    return assign(t, source)
+
+
+def uniform_(
+    self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
+    """Fill with numbers uniform on [`low`, `high`)."""
+    return _fill_in_place(self, low + (high - low) * _numpy(generator).random(self.shape))
+
+
+def normal_(
+    self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
+    """Fill with normal numbers."""
+    return _fill_in_place(self, mean + std * _numpy(generator).standard_normal(self.shape))
+
+
+def bernoulli_(self: Tensor, p: float = 0.5, *, generator: Generator | None = None) -> Tensor:
+    """Fill with ones with probability `p`, zeros otherwise."""
+    return _fill_in_place(self, _numpy(generator).random(self.shape) < p)
+
+
+def random_(
+    self: Tensor, low: int = 0, high: int | None = None, *, generator: Generator | None = None
+) -> Tensor:
+    """Fill with integers from `low` up to, but not including, `high`."""
+    top = (2**24 if self.dtype.is_floating_point else dtypes.iinfo(self.dtype).max) if high is None else high
+    return _fill_in_place(self, _numpy(generator).integers(low, top, self.shape))
+
+
+for _method in (uniform_, normal_, bernoulli_, random_):
+    setattr(Tensor, _method.__name__, _method)

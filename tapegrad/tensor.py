@@ -1,0 +1,623 @@
+"""The Tensor facade: identity, metadata, memory and printing; the maths is attached by tapegrad.ops.
+
+A tensor is a handle: it holds the id of one buffer on the tape and little else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tapegrad import dtypes, errors
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.structs import INFERENCE, INFERENCE_MODE, REQUIRES_GRAD, RETAIN_GRAD
+from tapegrad.engine.tape import (
+    LOOK_DATA,
+    LOOK_GRAD,
+    LOOK_META,
+    LOOK_PRODUCER,
+    LOOK_STALE,
+    LOOK_STORAGE,
+    LOOK_VERSION,
+)
+from tapegrad.printing import format_tensor
+
+_S = rt.S
+
+
+class Size(tuple):
+    """The shape of a tensor: a tuple with `numel()`."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """Number of elements of a tensor of this shape."""
+        return math.prod(self)
+
+    def __repr__(self) -> str:
+        return f"tapegrad.Size({list(self)})"
+
+    def __add__(self, other: tuple) -> Size:  # type: ignore[override]
+        return Size(tuple.__add__(self, other))
+
+    def __getitem__(self, key: Any) -> Any:
+        found = tuple.__getitem__(self, key)
+        return Size(found) if isinstance(key, slice) else found
+
+
+class device(str):
+    """Where a tensor lives; there is one device, the CPU."""
+
+    __slots__ = ()
+    type = "cpu"
+    index = None
+
+    def __new__(cls, name: Any = "cpu") -> device:
+        if str(name).split(":")[0] != "cpu":
+            raise RuntimeError(f"tapegrad runs on the CPU only, but got device '{name}'; use device='cpu'")
+        return str.__new__(cls, "cpu")
+
+    def __repr__(self) -> str:
+        return "device(type='cpu')"
+
+
+_CPU = device()
+
+# (Size, strides, contiguous) by layout id
+_layouts: dict[int, tuple[Size, tuple[int, ...], bool]] = {}
+
+
+def layout_facts(layout: int) -> tuple[Size, tuple[int, ...], bool]:
+    """Shape, strides in elements, and whether they are contiguous, of an interned layout."""
+    facts = _layouts.get(layout)
+    if facts is None:
+        row = rt.layout_row(layout)
+        n = int(row["ndim"])
+        shape = Size(int(d) for d in row["shape"][:n])
+        facts = _layouts[layout] = (
+            shape,
+            tuple(int(d) for d in row["strides"][:n]),
+            int(row["contiguous"]) == layout,
+        )
+    return facts
+
+
+class _MemoryHandle:
+    """Keeps a buffer's memory alive for NumPy arrays over it."""
+
+    __slots__ = ("__array_interface__", "_id")
+
+    def __init__(self, k: int, interface: dict[str, Any]) -> None:
+        self._id = k
+        self.__array_interface__ = interface
+
+    def __del__(self) -> None:
+        if rt.release(_S, self._id):
+            rt.drop_orphans(_S)
+
+
+class Tensor:
+    """A multi-dimensional array whose operations are recorded on the tape when it requires a gradient.
+
+    Made by `tensor`, `zeros`, `randn` and the like, or as results of operations.
+
+    >>> import tapegrad as tg
+    >>> x = tg.tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    tensor([2., 4.])
+    """
+
+    __slots__ = ("__weakref__", "_base", "_grad", "_id", "_where")
+
+    _id: int
+
+    def __new__(cls, data: Any = None, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        from tapegrad import creation
+
+        if args or isinstance(data, int):
+            return creation.empty(data, *args, dtype=dtype, device=device)
+        return creation.tensor(
+            [] if data is None else data, dtype=dtype or dtypes.get_default_dtype(), device=device
+        )
+
+    def __del__(self, release: Any = rt, S: int = _S) -> None:
+        try:
+            if release.release(S, self._id):
+                release.drop_orphans(S)
+        except AttributeError:  # never got an id
+            pass
+
+    # metadata
+
+    @property
+    def shape(self) -> Size:
+        """The extents, as a `Size`."""
+        return layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)[0]
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or one extent of it."""
+        return self.shape if dim is None else self.shape[check_dim(dim, self.ndim)]
+
+    def stride(self, dim: int | None = None) -> Any:
+        """The strides in elements, or one of them."""
+        strides = layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)[1]
+        return strides if dim is None else strides[check_dim(dim, len(strides))]
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)[0])
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return self.ndim
+
+    ndimension = dim
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    nelement = numel
+
+    @property
+    def dtype(self) -> dtypes.dtype:
+        """The type of the elements."""
+        return dtypes.ALL[rt.look(_S, self._id, LOOK_META) & 0xFF]
+
+    @property
+    def device(self) -> device:
+        """Always the CPU."""
+        return _CPU
+
+    is_cuda = False
+    is_sparse = False
+    layout = "tapegrad.strided"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.numel() * self.dtype.itemsize
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in memory in row-major order without gaps."""
+        return layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)[2]
+
+    def is_floating_point(self) -> bool:
+        """Whether the dtype is a floating one."""
+        return self.dtype.is_floating_point
+
+    def is_complex(self) -> bool:
+        """Always False: there are no complex tensors."""
+        return False
+
+    def is_signed(self) -> bool:
+        """Whether the dtype holds negative values."""
+        return self.dtype.is_signed
+
+    def data_ptr(self) -> int:
+        """Address of the first element."""
+        return rt.look(_S, self._id, LOOK_DATA)
+
+    def storage_offset(self) -> int:
+        """Elements between the start of the memory and the first element."""
+        storage = rt.storage(rt.look(_S, self._id, LOOK_STORAGE))
+        return (self.data_ptr() - int(storage["base"])) // self.itemsize
+
+    # autograd metadata
+
+    def _flags(self) -> int:
+        self._refresh()
+        return rt.look(_S, self._id, LOOK_META) >> 8 & 0xFF
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to this tensor; set it on leaves."""
+        return bool(self._flags() & REQUIRES_GRAD)
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set whether gradients are wanted, in place; returns the tensor.
+
+        Raises:
+            RuntimeError: for dtypes that are not floating, and to switch it off on a result.
+        """
+        if not self.is_leaf:
+            if not requires_grad:
+                raise RuntimeError(errors.NOT_A_LEAF)
+            return self
+        if requires_grad and not self.dtype.is_floating_point:
+            raise RuntimeError(errors.NOT_FLOATING_SET)
+        if requires_grad and self._flags() & INFERENCE and not rt.mode_of_thread(_S) & INFERENCE_MODE:
+            raise RuntimeError(
+                "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed."
+            )
+        rt.set_flag(_S, self._id, REQUIRES_GRAD, bool(requires_grad))
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the tensor was made by the user rather than by a recorded operation."""
+        self._refresh()
+        return rt.look(_S, self._id, LOOK_PRODUCER) < 0
+
+    @property
+    def output_nr(self) -> int:
+        """Which output of `grad_fn` this is; operations have one."""
+        return 0
+
+    @property
+    def _version(self) -> int:
+        return rt.look(_S, self._id, LOOK_VERSION)
+
+    def is_inference(self) -> bool:
+        """Whether the tensor was made in inference mode."""
+        return bool(self._flags() & INFERENCE)
+
+    @property
+    def grad_fn(self) -> Any:
+        """The node of the graph that computes this tensor, None for a leaf."""
+        self._refresh()
+        if rt.look(_S, self._id, LOOK_PRODUCER) < 0:
+            return None
+        from tapegrad.autograd.graph import Node
+
+        return Node(self._id)
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The accumulated gradient of a leaf (or of a tensor that retains its own), None before the first `backward`."""
+        k = rt.look(_S, self._id, LOOK_GRAD)
+        if not k:
+            return None
+        try:
+            if self._grad._id == k:
+                return self._grad
+        except AttributeError:
+            pass
+        rt.retain(_S, k)
+        self._grad = g = wrap(k)
+        return g
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is None:
+            if rt.look(_S, self._id, LOOK_GRAD):
+                rt.set_grad(_S, self._id, 0)
+            self._grad = None
+            return
+        if not isinstance(value, Tensor):
+            raise TypeError(f"assigned grad expected to be a Tensor or None but got {type(value).__name__}")
+        if value is self:
+            raise RuntimeError("can't assign Variable as its own grad")
+        if value.dtype is not self.dtype:
+            raise RuntimeError(
+                "attempting to assign a gradient with dtype "
+                f"'{value.dtype}' to a tensor with dtype '{self.dtype}'. The gradient must match the tensor's dtype."
+            )
+        if value.shape != self.shape:
+            raise RuntimeError(
+                f"assigned grad has data of a different size: the tensor has shape {list(self.shape)}, "
+                f"the gradient {list(value.shape)}"
+            )
+        rt.retain(_S, value._id)
+        rt.set_grad(_S, self._id, value._id)
+        self._grad = value
+
+    @grad.deleter
+    def grad(self) -> None:
+        self.grad = None
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this intermediate result in `grad` at the next backward."""
+        flags = self._flags()
+        if not flags & REQUIRES_GRAD:
+            raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
+        if not self.is_leaf:
+            rt.set_flag(_S, self._id, RETAIN_GRAD, 1)
+
+    @property
+    def retains_grad(self) -> bool:
+        """Whether `retain_grad` was called on this intermediate result."""
+        return bool(self._flags() & RETAIN_GRAD)
+
+    def backward(
+        self,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+    ) -> None:
+        """Accumulate the gradients of this tensor into the leaves it was computed from.
+
+        Args:
+            gradient: the adjoint to start from, of this tensor's shape; optional for one element.
+            retain_graph: keep the saved values, so that backward may run again.
+            create_graph: record the derivative computation too.
+            inputs: accumulate into these tensors only.
+
+        Raises:
+            RuntimeError: see `tapegrad.autograd.backward`.
+        """
+        from tapegrad.autograd import backward
+
+        backward(self, gradient, retain_graph, create_graph, inputs=inputs)
+
+    def detach(self) -> Tensor:
+        """The same memory, outside the graph."""
+        return wrap(check_id(rt.share_leaf(_S, self._id, 0)))
+
+    def detach_(self) -> Tensor:
+        """Take this tensor out of the graph that computed it, in place."""
+        if self._is_view():
+            raise RuntimeError("Can't detach views in-place. Use detach() instead.")
+        rt.cut(_S, self._id)
+        return self
+
+    @property
+    def data(self) -> Tensor:
+        """The same memory, outside the graph, with a version counter of its own."""
+        return wrap(check_id(rt.share_leaf(_S, self._id, 1)))
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Variable data has to be a tensor, but got {type(value).__name__}")
+        if value.dtype is not self.dtype:
+            raise RuntimeError(
+                f"Attempted to set the data of a {self.dtype} tensor to a {value.dtype} one: incompatible tensor type"
+            )
+        twin = check_id(rt.share_leaf(_S, value._id, 1))
+        rt.take_memory(_S, self._id, twin)
+        rt.release(_S, twin)
+
+    # views
+
+    def _is_view(self) -> bool:
+        return self._base_tensor() is not None
+
+    def _base_tensor(self) -> Tensor | None:
+        try:
+            return self._base
+        except AttributeError:
+            return None
+
+    def _refresh(self) -> None:
+        """If this view's base was rewritten by a recorded operation, become a view of its new value."""
+        try:
+            base = self._base
+        except AttributeError:
+            return
+        if base is not None and rt.look(_S, self._id, LOOK_STALE):
+            from tapegrad.ops._view import rebuild
+
+            rebuild(self, base)
+
+    # memory
+
+    def _address_array(self) -> np.ndarray:
+        """A NumPy array over this tensor's memory that does not keep it alive."""
+        k = self._id
+        meta = rt.look(_S, k, LOOK_META)
+        shape, strides, _ = layout_facts(meta >> 16)
+        d = dtypes.ALL[meta & 0xFF]
+        if 0 in shape:
+            return np.empty(shape, d.numpy)
+        reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        memory = (ctypes.c_char * (reach * d.itemsize)).from_address(rt.look(_S, k, LOOK_DATA))
+        return np.ndarray(shape, d.numpy, memory, 0, tuple(s * d.itemsize for s in strides))
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """A NumPy array over the same memory; it keeps the memory alive.
+
+        Args:
+            force: detach first if the tensor requires grad.
+
+        Raises:
+            RuntimeError: if the tensor requires grad.
+        """
+        if self._flags() & REQUIRES_GRAD and not force:
+            raise RuntimeError(errors.NUMPY_GRAD)
+        return self._shared_array()
+
+    def _shared_array(self) -> np.ndarray:
+        shape, strides, _ = layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)
+        d = self.dtype
+        if 0 in shape:
+            return np.empty(shape, d.numpy)
+        k = check_id(rt.share_leaf(_S, self._id, 0))
+        interface = {
+            "data": (rt.look(_S, k, LOOK_DATA), False),
+            "shape": tuple(shape),
+            "strides": tuple(s * d.itemsize for s in strides),
+            "typestr": d.numpy.str,
+            "version": 3,
+        }
+        return np.asarray(_MemoryHandle(k, interface))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        if dtype is not None and array.dtype != dtype:
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def item(self) -> Any:
+        """The only element, as a Python number.
+
+        Raises:
+            RuntimeError: if there is more or less than one.
+        """
+        array = self._address_array()
+        if array.size != 1:
+            raise RuntimeError(f"a Tensor with {array.size} elements cannot be converted to Scalar")
+        return array.item()
+
+    def tolist(self) -> Any:
+        """The elements as nested lists of Python numbers."""
+        return self._address_array().tolist()
+
+    def __bool__(self) -> bool:
+        n = self.numel()
+        if n != 1:
+            how = "no values" if n == 0 else "more than one value"
+            raise RuntimeError(f"Boolean value of Tensor with {how} is ambiguous")
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.numel() != 1 or self.dtype.is_floating_point:
+            raise TypeError("only integer tensors of a single element can be converted to an index")
+        return int(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d tensor")
+        return iter(self.unbind(0))  # type: ignore[attr-defined]
+
+    def __contains__(self, element: Any) -> bool:
+        return bool((self == element).any())  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    # printing
+
+    def __repr__(self) -> str:
+        node = self.grad_fn
+        return format_tensor(
+            self._address_array(),
+            requires_grad=self.requires_grad,
+            grad_fn_name=node.name() if node is not None else None,
+            default_dtype=dtypes.get_default_dtype().numpy,
+        )
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.ndim == 0 else object.__format__(self, spec)
+
+    def type(self, dtype: Any = None) -> Any:
+        """The type's name, as ``'tapegrad.FloatTensor'``; with `dtype`, the tensor converted to it."""
+        if dtype is None:
+            return f"tapegrad.{self.dtype.tensor_type}Tensor"
+        if isinstance(dtype, str):
+            found = [d for d in dtypes.ALL if dtype == f"tapegrad.{d.tensor_type}Tensor"]
+            if not found:
+                raise ValueError(f"invalid type: '{dtype}'")
+            dtype = found[0]
+        return self.to(dtype)  # type: ignore[attr-defined]
+
+    # copies
+
+    def __copy__(self) -> Tensor:
+        twin = wrap(check_id(rt.share_leaf(_S, self._id, 0)))
+        if self.requires_grad:
+            if not self.is_leaf:
+                rt.release(_S, twin._id)
+                rt.retain(_S, self._id)
+                twin._id = self._id
+            else:
+                twin.requires_grad_()
+        return twin
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment. "
+                "Use detach() or clone() for a result of operations."
+            )
+        if id(self) in memo:
+            return memo[id(self)]
+        twin = memo[id(self)] = self.detach().clone()  # type: ignore[attr-defined]
+        if self.grad is not None:
+            twin.grad = self.grad.__deepcopy__(memo)
+        return twin.requires_grad_(self.requires_grad)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only leaf tensors can be pickled; call detach() on a result of operations first"
+            )
+        return _unpickle, (
+            np.ascontiguousarray(self._address_array()).reshape(self.shape),
+            self.requires_grad,
+        )
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.numpy().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def cpu(self) -> Tensor:
+        """The tensor itself: every tensor is on the CPU."""
+        return self
+
+
+def _unpickle(array: np.ndarray, requires_grad: bool) -> Tensor:
+    from tapegrad.creation import from_copy
+
+    return from_copy(array).requires_grad_(requires_grad)
+
+
+_new = object.__new__
+
+
+def wrap(k: int) -> Tensor:
+    """The tensor that takes over the caller's handle on buffer `k`."""
+    t = _new(Tensor)
+    t._id = k
+    return t
+
+
+def check_id(k: int) -> int:
+    """A buffer id that an allocating entry point returned, or MemoryError."""
+    if k <= 0:
+        raise MemoryError("tapegrad: no memory for the tensor; free some tensors or use smaller batches")
+    return k
+
+
+def check_dim(dim: Any, ndim: int) -> int:
+    """A dimension counted from the front.
+
+    Raises:
+        IndexError: if there is no such dimension.
+    """
+    try:
+        k = dim.__index__()
+    except AttributeError:
+        raise TypeError(f"dim must be an int, not {type(dim).__name__} {dim!r}") from None
+    bound = max(ndim, 1)
+    if not -bound <= k < bound:
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-bound}, {bound - 1}], but got {k})"
+        )
+    return k % bound
