@@ -1,0 +1,92 @@
+"""tapegrad: automatic differentiation on a flat tape, executed by Numba-compiled code, behind a Tensor like PyTorch's."""
+
+from importlib import metadata as _metadata
+
+from tapegrad import autograd, nn, ops, optim
+from tapegrad.creation import (
+    arange,
+    as_tensor,
+    asarray,
+    empty,
+    empty_like,
+    eye,
+    from_numpy,
+    full,
+    full_like,
+    linspace,
+    logspace,
+    ones,
+    ones_like,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from tapegrad.dtypes import (
+    bool,
+    double,
+    dtype,
+    finfo,
+    float,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    half,
+    iinfo,
+    int,
+    int8,
+    int16,
+    int32,
+    int64,
+    long,
+    promote_types,
+    set_default_dtype,
+    short,
+    uint8,
+)
+from tapegrad.grad_mode import (
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    is_inference_mode_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from tapegrad.ops._rule import PUBLIC as _PUBLIC
+from tapegrad.ops._rule import result_type
+from tapegrad.printing import set_printoptions
+from tapegrad.random import (
+    Generator,
+    bernoulli,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    multinomial,
+    normal,
+    rand,
+    rand_like,
+    randint,
+    randint_like,
+    randn,
+    randn_like,
+    randperm,
+    seed,
+    set_rng_state,
+)
+from tapegrad.serialization import load, save
+from tapegrad.tensor import Size, Tensor, device
+
+from math import e, inf, nan, pi  # isort: skip
+
+globals().update(_PUBLIC)
+newaxis = None
+strided = "tapegrad.strided"
+__version__ = _metadata.version("tapegrad")
+
+
+def is_tensor(obj: object) -> "_bool":
+    """Whether an object is a tensor."""
+    return isinstance(obj, Tensor)
+
+
+_bool = type(True)

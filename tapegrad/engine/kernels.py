@@ -252,12 +252,14 @@ DTYPES = (
 )
 
 
-def typed(function: Any, dtype: int, **more: Any) -> Any:
+def typed(function: Any, dtype: int, label: str = "", **more: Any) -> Any:
     """A jitted copy of a function with the placeholders `P`, `T` and `SIZE` (and any others given) filled in."""
     name, size, pointer = DTYPES[dtype]
     real = getattr(types, name if name != "bool" else "uint8")
     namespace = dict(function.__globals__) | {"P": pointer, "T": real, "SIZE": size} | more
     copy = python_types.FunctionType(function.__code__, namespace, function.__name__)
+    # see loops.py: symbols of different code must differ
+    copy.__qualname__ = f"{function.__qualname__}_{label or name}"
     return structs.internal_contract(copy)
 
 
@@ -272,7 +274,7 @@ def build_typed(function: Any, dtype: int, label: str = "", **more: Any) -> int:
     """
     name = f"{label or function.__name__}_{DTYPES[dtype][0]}"
     source = f"def {name}(S, row, start, stop):\n    implementation(S, row, start, stop)\n"
-    return build_kernel(name, source, {"implementation": typed(function, dtype, **more)})
+    return build_kernel(name, source, {"implementation": typed(function, dtype, name, **more)})
 
 
 def build_entry(implementation: Any, signature: Any) -> Callable:

@@ -1,5 +1,8 @@
 """Source of the loops around a scalar function: forward, and accumulate-into-adjoint.
 
+Every function in it is named after its kernel: compiled code from several cache entries shares one space of symbols, and
+Numba takes two functions of one name and type for the same.
+
 An op is declared by scalar expressions. The text written here inlines them into loops that LLVM vectorises: one with
 every operand contiguous, some with a scalar operand, and one with any strides.
 """
@@ -102,7 +105,7 @@ def forward_source(name: str, scalar: str, inputs: Sequence[tuple[str, int]], ou
     """Source of a forward kernel: ``out[i] = scalar(x[i], …)`` for operands (name, dtype code)."""
     slots = ("in0", "in1", "in2")
     names = [n for n, _ in inputs]
-    span = _span("span", ("out", out_dtype), inputs, _variants(len(inputs)), scalar, False)
+    span = _span(f"{name}_span", ("out", out_dtype), inputs, _variants(len(inputs)), scalar, False)
     sizes = {n: DTYPES[d][1] for n, d in inputs} | {"out": DTYPES[out_dtype][1]}
     addresses = "\n".join(
         f"    {n} = buffer_at(s.buffers + r.{slot} * BUFFER_SIZE).data"
@@ -120,10 +123,10 @@ def {name}(S, row, start, stop):
     out = buffer_at(s.buffers + r.out * BUFFER_SIZE).data
 {addresses}
     if s.flat:
-        span({flat}, stop - start, {steps})
+        {name}_span({flat}, stop - start, {steps})
         return
     for j in range(start, stop):
-        span({strided}, s.inner, {steps})
+        {name}_span({strided}, s.inner, {steps})
 """
 
 
@@ -168,8 +171,8 @@ def reverse_source(
             first = inputs[0][0]
             variants.append(tuple(int(u in ("g", "out", first)) for u in streams))
         variants = list(dict.fromkeys(variants))
-        text = _span(f"span{slot}", adjoint, operands, variants, f"{scalar}_call", True)
-        signature = f"def span{slot}({adjoint[0]}, "
+        text = _span(f"{name}_span{slot}", adjoint, operands, variants, f"{scalar}_call", True)
+        signature = f"def {name}_span{slot}({adjoint[0]}, "
         if constants:
             text = text.replace(signature, signature + "".join(f"{c}, " for c in constants))
             order = ", ".join(used)
@@ -192,12 +195,12 @@ def reverse_source(
         joined = ", ".join(["", *flat_operands]) if streams else ""
         calls_flat.append(
             f"        if store[{slot}] >= 0:\n"
-            f"            span{slot}({flat[0]}, {head}{joined[2:]}{', ' if streams else ''}stop - start, store[{slot}]{steps})\n"
+            f"            {name}_span{slot}({flat[0]}, {head}{joined[2:]}{', ' if streams else ''}stop - start, store[{slot}]{steps})\n"
         )
         joined = ", ".join(strided_operands) + (", " if streams else "")
         calls_strided.append(
             f"        if store[{slot}] >= 0:\n"
-            f"            span{slot}(a{slot} + outer_offset(S, 0, j) * {size}, {head}{joined}s.inner, store[{slot}]{steps})\n"
+            f"            {name}_span{slot}(a{slot} + outer_offset(S, 0, j) * {size}, {head}{joined}s.inner, store[{slot}]{steps})\n"
         )
     lines = []
     for n in used_names:
@@ -218,6 +221,6 @@ def {name}(S, row, first, last):
 {"".join(lines)}    if s.flat:
         for start in range(first, last, 1024):
             stop = min(start + 1024, last)
-{"".join(line.replace("        if", "            if").replace("            span", "                span") for line in calls_flat)}        return
+{"".join(line.replace("        if", "            if").replace(f"            {name}_span", f"                {name}_span") for line in calls_flat)}        return
     for j in range(first, last):
 {"".join(calls_strided)}"""

@@ -20,7 +20,9 @@ from tapegrad.engine.structs import (
     MIXED_DTYPES,
     MODE_THREAD_OFFSET,
     MODE_VALUE_OFFSET,
+    NATIVE_AFTER,
     NEEDS_KERNEL,
+    NEEDS_NATIVE,
     NEEDS_OLD_VALUE,
     NEEDS_PARALLEL,
     NO_MEMORY,
@@ -211,6 +213,9 @@ def record(S, op, a, b, c):
     options = op
     op = op & 0xFFFF
     s = state_at(S)
+    s.eager_ops += 1
+    if s.native == 0 and s.eager_ops > NATIVE_AFTER:
+        return NEEDS_NATIVE
     info = op_of(S, op)
     A = buffer_of(S, a)
     la = A.layout

@@ -150,6 +150,14 @@ STATE = np.dtype(
         ("mode_value", "i8", MAX_MODES),
         ("const_key", "i8", 1024),
         ("const_buffer", "i8", 1024),
+        # methods without a Python frame (see native.py)
+        ("native", "i8"),  # 1 when installed
+        ("eager_ops", "i8"),
+        ("id_offset", "i8"),
+        ("tensor_type", "i8"),
+        ("float_type", "i8"),
+        ("int_type", "i8"),
+        ("none", "i8"),
         # one kernel call's operands
         ("flat", "i8"),
         ("inner", "i8"),
@@ -204,7 +212,10 @@ REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, HO
 NEEDS_KERNEL, NOT_BROADCASTABLE, MIXED_DTYPES, STALE_VIEW, NO_MEMORY = -1, -2, -3, -4, -5
 UNSUPPORTED_DTYPE, WRONG_SHAPE, WRONG_DTYPE, LEAF_WRITTEN, VIEW_WRITTEN = -6, -7, -8, -9, -10
 NEEDS_OLD_VALUE, NEEDS_PARALLEL, SELF_OVERLAP, PARTIAL_OVERLAP = -11, -12, -13, -14
-INFERENCE_SAVED, INFERENCE_WRITTEN = -15, -16
+INFERENCE_SAVED, INFERENCE_WRITTEN, NEEDS_NATIVE = -15, -16, -17
+
+# operations before methods are replaced by compiled ones: a short program does not pay for loading them
+NATIVE_AFTER = 1000
 
 # bits beside the opcode in a call of `record`
 IN_PLACE, VIEW_HANDLED, REVERSED = 1 << 16, 1 << 17, 1 << 18

@@ -1,3 +1,3 @@
 """What can be computed: one declaration an op, one file a family."""
 
-from tapegrad.ops import convert, pointwise
+from tapegrad.ops import arithmetic, convert, pointwise

@@ -186,11 +186,12 @@ class ReductionOp(KernelOp):
         """Build or load the reverse kernel for a dtype code."""
         assert self.derivative is not None
         label = f"{self.name}_reverse_{dtypes.ALL[dtype].name}"
-        text = _source.partial_text("partial0", self.derivative, 0)
+        name = f"{label}_partial"
+        text = _source.partial_text(name, self.derivative, 0)
         used = _source.partial_names(self.derivative, 0)
         text += reverse_source(
             label,
-            [(0, "partial0", used)],
+            [(0, name, used)],
             [(n, dtype) for n in self.inputs],
             dtype,
             g_position=4,

@@ -103,6 +103,10 @@ class Op:
         elif answer == structs.STALE_VIEW:
             for t in tensors:
                 t._refresh()
+        elif answer == structs.NEEDS_NATIVE:
+            from tapegrad.ops.arithmetic import install_native_methods
+
+            install_native_methods()
         else:
             self._raise(answer, tensors)
 
@@ -348,10 +352,10 @@ class Pointwise(Op):
     def scalar(self, dtype: int) -> Any:
         """The forward as a jitted scalar function."""
         if dtype not in self._scalars:
-            text = _source.forward_text(self.name, self.function)
+            name = f"{self.name}_scalar_{dtypes.ALL[dtype].name}"
             namespace = scalar_environment(self.function, dtype)
-            exec(text, namespace)
-            self._scalars[dtype] = namespace[self.name]
+            exec(_source.forward_text(name, self.function), namespace)
+            self._scalars[dtype] = namespace[name]
         return self._scalars[dtype]
 
     def load_forward(self, dtype: int) -> None:
@@ -359,8 +363,8 @@ class Pointwise(Op):
         self._note_saved(self.parameters)
         out = dtype if self.out is None else self.out.code
         label = f"{self.name}_forward_{dtypes.ALL[dtype].name}"
-        text = _source.forward_text("scalar", self.function)
-        text += forward_source(label, "scalar", self.input_dtypes(dtype), out)
+        text = _source.forward_text(f"{label}_scalar", self.function)
+        text += forward_source(label, f"{label}_scalar", self.input_dtypes(dtype), out)
         kernel = build_kernel(label, text, environment(**scalar_environment(self.function, dtype)))
         rt.forward[self.code, dtype] = kernel
 
@@ -373,8 +377,9 @@ class Pointwise(Op):
         text = ""
         partials = []
         for index, (slot, used) in enumerate(uses.items()):
-            text += _source.partial_text(f"partial{slot}", self.derivative, self._position(index, slot))
-            partials.append((slot, f"partial{slot}", used))
+            name = f"{label}_partial{slot}"
+            text += _source.partial_text(name, self.derivative, self._position(index, slot))
+            partials.append((slot, name, used))
         text += reverse_source(label, partials, self.input_dtypes(dtype), out)
         kernel = build_kernel(label, text, environment(**scalar_environment(self.derivative, dtype)))
         rt.reverse[self.code, dtype] = kernel

@@ -1,0 +1,572 @@
+"""What reductions share: the geometry they work on, and kernels that fold runs of elements into one.
+
+A reduction sees its input as (outer, run, inner): for each outer and inner index the run is folded. With ``inner == 1`` a work item
+is one outer row; else it is a block of columns, folded side by side. A large full reduction is cut into chunks of fixed
+size, folded independently and merged in order, so the result does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tapegrad import dtypes
+from tapegrad.engine import structs
+from tapegrad.engine.kernels import build_typed
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.structs import (
+    buffer_of,
+    i64,
+    internal,
+    internal_sum,
+    row_at,
+    stack_block,
+    state_at,
+)
+from tapegrad.engine.tape import LOOK_META
+from tapegrad.ops._kernel import KernelOp, ReductionOp
+from tapegrad.tensor import Tensor, check_dim, layout_facts
+
+# elements of a chunk of a full reduction, and columns of a block; a chunk of two words a column fits `stack_block`
+CHUNK = 16384
+COLUMNS = 256
+PAIR_COLUMNS = 128
+
+P = T = A = OUT = SIZE = G = ROW = BLOCK = FINISH = None  # filled in for each dtype
+
+
+class Plan(NamedTuple):
+    """How a reduction runs over one layout."""
+
+    outer: int
+    run: int
+    inner: int
+    shape: tuple[int, ...]  # of the result
+    kept: tuple[int, ...]  # of the result before dims are dropped, in the order of the operand
+    order: tuple[int, ...] | None  # permutation the operand needs first
+
+    def items(self, columns: int = COLUMNS) -> int:
+        """Work items: rows, or blocks of columns."""
+        return self.outer if self.inner == 1 else self.outer * -(-self.inner // columns)
+
+    def work(self, cost: int, columns: int = COLUMNS) -> int:
+        """Cost of an item, given that of an element in quarter nanoseconds."""
+        return max(self.run * min(self.inner, columns) * cost, 4)
+
+
+_plans: dict[tuple, Plan] = {}
+
+
+def normal_dims(name: str, dim: Any, ndim: int) -> tuple[int, ...]:
+    """The dims to reduce, counted from the front; all for None and ``()``.
+
+    Raises:
+        IndexError: for one that does not exist.
+        RuntimeError: for one that is there twice.
+        TypeError: for what is no int.
+    """
+    if dim is None:
+        return tuple(range(ndim))
+    chosen = dim if isinstance(dim, tuple | list) else (dim,)
+    if not chosen:
+        return tuple(range(ndim))
+    found = []
+    for d in chosen:
+        if isinstance(d, bool) or not hasattr(d, "__index__"):
+            raise TypeError(f"{name}(): argument 'dim' must be int or tuple of ints, not {type(d).__name__}")
+        k = check_dim(d, ndim)
+        if k in found:
+            raise RuntimeError(f"dim {k} appears multiple times in the list of dims")
+        found.append(k)
+    return tuple(found) if ndim else ()
+
+
+def one_dim(name: str, dim: Any, ndim: int) -> int:
+    """A single dim, counted from the front."""
+    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+        raise TypeError(f"{name}(): argument 'dim' must be int, not {type(dim).__name__}")
+    return check_dim(dim, ndim)
+
+
+def _pattern(shape: Sequence[int], reduced: set[int], order: Sequence[int]) -> tuple[int, int, int] | None:
+    # (outer, run, inner) if in this order the reduced dims stand together
+    outer = run = inner = 1
+    stage = 0
+    for d in order:
+        if shape[d] == 1:
+            continue
+        if d in reduced:
+            if stage == 2:
+                return None
+            stage = 1
+            run *= shape[d]
+        elif stage == 0:
+            outer *= shape[d]
+        else:
+            stage = 2
+            inner *= shape[d]
+    return outer, run, inner
+
+
+def _memory_order(shape: Sequence[int], strides: Sequence[int]) -> list[int] | None:
+    # the dims from the slowest to the fastest, if the elements fill their memory
+    order = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -strides[d])
+    step = 1
+    for d in reversed(order):
+        if strides[d] != step:
+            return None
+        step *= shape[d]
+    return order
+
+
+def _make_plan(
+    layout: int, dims: tuple[int, ...], keepdim: bool, ordered: bool, plain: bool = False
+) -> Plan:
+    shape, strides, contiguous = layout_facts(layout)
+    reduced = set(dims)
+    kept = tuple(1 if d in reduced else n for d, n in enumerate(shape))
+    result = kept if keepdim else tuple(n for d, n in enumerate(shape) if d not in reduced)
+    if 0 in shape:
+        run = math.prod(shape[d] for d in dims)
+        return Plan(math.prod(kept), run, 1, result, kept, None)
+    order: list[int] | None = list(range(len(shape)))
+    if not contiguous:
+        order = None if plain else _memory_order(shape, strides)
+    if order is not None:
+        left = [d for d in order if d not in reduced]
+        gone = [d for d in order if d in reduced]
+        if left == sorted(left) and (not ordered or gone == sorted(gone)):
+            found = _pattern(shape, reduced, order)
+            if found is not None:
+                return Plan(*found, result, kept, None)
+    left = [d for d in range(len(shape)) if d not in reduced]
+    permutation = (*left, *sorted(reduced))
+    kept = tuple(kept[d] for d in permutation)
+    run = math.prod(shape[d] for d in reduced)
+    return Plan(math.prod(kept), run, 1, result, kept, permutation)
+
+
+def plan_of(
+    x: Tensor, dims: tuple[int, ...], keepdim: bool, ordered: bool = False, plain: bool = False
+) -> tuple[Tensor, Plan]:
+    """The operand as its kernel can read it, and how to run over it.
+
+    Args:
+        x: the operand.
+        dims: those to reduce, from `normal_dims`.
+        keepdim: whether they stay, with extent one.
+        ordered: whether the order of a run's elements matters.
+        plain: whether the operand must be contiguous.
+    """
+    if x._is_view():
+        x._refresh()
+    layout = rt.look(rt.S, x._id, LOOK_META) >> 16
+    key = (layout, dims, keepdim, ordered, plain)
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) > 4096:
+            _plans.clear()
+        plan = _plans[key] = _make_plan(*key)
+    if plan.order is not None:
+        x = x.permute(plan.order).contiguous()  # type: ignore[attr-defined]
+    elif plain:
+        x = x.contiguous()  # type: ignore[attr-defined]
+    return x, plan
+
+
+def check_input(name: str, x: Any) -> None:
+    """Refuse what is no tensor, and dtypes there are no kernels for."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not {type(x).__name__}")
+    if x.dtype is dtypes.float16:
+        raise RuntimeError(f"\"{name}\" not implemented for 'Half'")
+
+
+def as_pair(name: str, plan: Plan, dims: tuple[int, ...], x: Tensor) -> None:
+    """Refuse a reduction without identity over no elements."""
+    if plan.run:
+        return
+    if len(dims) == x.ndim and len(dims) != 1:
+        raise RuntimeError(
+            f"{name}(): Expected reduction dim to be specified for input.numel() == 0. "
+            "Specify the reduction dim with the 'dim' argument."
+        )
+    for d in dims:
+        if x.shape[d] == 0:
+            raise IndexError(f"{name}(): Expected reduction dim {d} to have non-zero size.")
+
+
+class _Chosen:
+    """Placeholders that depend on the dtype, `axis`/`keepdims`/`out`, and twins under another name of `grad_fn`."""
+
+    def __init__(self, function: Callable, *, choose: Callable[[int], dict] | None = None, **options: Any) -> None:
+        super().__init__(function, **options)
+        self.options = options | {"choose": choose}
+        self.choose = choose or (lambda dtype: {})
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        out = None
+        if named:
+            if "axis" in named:
+                named["dim"] = named.pop("axis")
+            if "keepdims" in named:
+                named["keepdim"] = named.pop("keepdims")
+            out = named.pop("out", None)
+        try:
+            result = self.function(self, *args, **named)  # type: ignore[attr-defined]
+        except TypeError as error:
+            # the op itself is the first parameter, which the user does not see
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+            raise TypeError(str(error)) from None
+        return result if out is None else out.copy_(result)
+
+    def geometry_word(self) -> int:
+        """Attribute word where the geometry starts."""
+        return 5 + len(getattr(self, "reduction_parameters", ()))
+
+    def load_forward(self, dtype: int) -> None:
+        """Build or load the forward kernel for a dtype code."""
+        label = f"{self.name}_forward"  # type: ignore[attr-defined]
+        more = {"G": self.geometry_word()} | self.choose(dtype)
+        rt.forward[self.code, dtype] = build_typed(self.kernel, dtype, label, **more)  # type: ignore[attr-defined]
+
+    def load_reverse(self, dtype: int) -> None:
+        """Build or load the reverse kernel for a dtype code."""
+        if not self.native:  # type: ignore[attr-defined]
+            super().load_reverse(dtype)  # type: ignore[misc]
+            return
+        label = f"{self.name}_reverse"  # type: ignore[attr-defined]
+        more = {"G": self.geometry_word()} | self.choose(dtype)
+        rt.reverse[self.code, dtype] = build_typed(self.native, dtype, label, **more)  # type: ignore[attr-defined]
+
+    def twin(self, name: str, grad_name: str, samples: Sequence[Any] = ()) -> Any:
+        """The same op, not public, under another name and another name of its `grad_fn`."""
+
+        def function(*args: Any, **named: Any) -> Any:
+            return self.function(*args, **named)  # type: ignore[attr-defined]
+
+        function.__name__ = function.__qualname__ = name
+        function.__doc__ = self.__doc__
+        function.__module__ = self.__module__
+        options = self.options | {"grad_name": grad_name, "samples": samples, "public": False, "method": False}
+        other = type(self)(function, **options)
+        other.kernel = self.kernel  # type: ignore[attr-defined]
+        if self.derivative is not None:  # type: ignore[attr-defined]
+            other.backward(self.derivative)  # type: ignore[attr-defined]
+        if self.native is not None:  # type: ignore[attr-defined]
+            other.reverse_kernel(self.native)  # type: ignore[attr-defined]
+        return other
+
+
+class Fold(_Chosen, ReductionOp):
+    """A reduction with a pointwise derivative and a kernel chosen by dtype."""
+
+    def fold(
+        self,
+        x: Tensor,
+        plan: Plan,
+        dtype: dtypes.dtype,
+        parameters: Sequence[float] = (),
+        second: Tensor | None = None,
+        cost: int = 1,
+        words: Sequence[int] = (),
+        per_chunk: int = 1,
+        columns: int = COLUMNS,
+    ) -> Tensor:
+        """Record and run it.
+
+        Args:
+            x: operand from `plan_of`.
+            plan: from `plan_of`.
+            dtype: of the result.
+            parameters: values of the declared parameters.
+            second: the second input.
+            cost: of an element, in quarter nanoseconds.
+            words: for the kernel, after the geometry.
+            per_chunk: words of partial result of a chunk.
+            columns: columns of a block.
+        """
+        items, work = plan.items(columns), plan.work(cost, columns)
+        if items == 1 and plan.run > CHUNK and plan.inner == 1:
+            items = -per_chunk * -(-plan.run // CHUNK)
+            work = CHUNK * cost // per_chunk
+        words = [plan.outer, plan.run, plan.inner, *words]
+        return self.launch_reduction([x, second], plan.shape, plan.kept, dtype, parameters, words, items, work)
+
+
+class Select(_Chosen, KernelOp):
+    """An op with kernels of its own chosen by dtype; its geometry stands where a `Fold` without parameters has it."""
+
+    def run(
+        self,
+        inputs: Sequence[Tensor | None],
+        plan: Plan,
+        dtype: dtypes.dtype,
+        cost: int = 2,
+        shape: Sequence[int] | None = None,
+        words: Sequence[int] = (),
+        columns: int = COLUMNS,
+    ) -> Tensor:
+        """Record and run it (see `Fold.fold`)."""
+        geometry = [0, plan.outer, plan.run, plan.inner, *words]
+        items, work = plan.items(columns), plan.work(cost, columns)
+        return self.launch(inputs, plan.shape if shape is None else shape, dtype, geometry, items, work)
+
+
+def fold_op(**options: Any) -> Callable[[Callable], Fold]:
+    """Declare a reduction with a pointwise derivative."""
+    return lambda function: Fold(function, **options)
+
+
+def select_op(**options: Any) -> Callable[[Callable], Select]:
+    """Declare an op along one dim with kernels of its own."""
+    return lambda function: Select(function, **options)
+
+
+# folds: how one run, and how a block of columns, is folded
+
+
+def _extreme_instruction(name: str):
+    """LLVM's `maximum` or `minimum`, which let NaN through and vectorise."""
+
+    @intrinsic
+    def extreme(typing_context, a, b):
+        def codegen(context, builder, signature, args):
+            real = args[0].type
+            suffix = "f64" if real == ir.DoubleType() else "f32"
+            kind = ir.FunctionType(real, [real, real])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{suffix}")
+            return builder.call(function, args)
+
+        return a(a, b), codegen
+
+    return extreme
+
+
+_maximum = _extreme_instruction("maximum")
+_minimum = _extreme_instruction("minimum")
+
+
+@internal
+def larger(a, b):
+    """The larger of two; NaN if either is."""
+    return _maximum(a, b)
+
+
+@internal
+def smaller(a, b):
+    """The smaller of two; NaN if either is."""
+    return _minimum(a, b)
+
+
+@internal
+def _larger_integer(a, b):
+    return a if a > b else b
+
+
+@internal
+def _smaller_integer(a, b):
+    return a if a < b else b
+
+
+@internal_sum
+def _plus(t, v):
+    return t + v
+
+
+@internal_sum
+def _plus_number(t, v):
+    return t + (v if v == v else 0)
+
+
+@internal_sum
+def _plus_square(t, v):
+    w = types.float64(v)
+    return t + w * w
+
+
+@internal_sum
+def _times(t, v):
+    return t * v
+
+
+@internal
+def _count(t, v):
+    return t + (v != 0)
+
+
+@internal
+def _both(t, v):
+    return t & (v != 0)
+
+
+@internal
+def _either(t, v):
+    return t | (v != 0)
+
+
+@internal
+def as_is(t, run):
+    """The fold itself."""
+    return t
+
+
+@internal
+def mean_of(t, run):
+    """The fold over the number of elements."""
+    return t / run
+
+
+@internal
+def root_of(t, run):
+    """The square root of the fold."""
+    return math.sqrt(t)
+
+
+def row_fold(step: Any, start: Any, merge: Any) -> Any:
+    """A function that folds `n` elements from ``x[0]`` on, block by block so that rounding errors stay small."""
+
+    @internal_sum
+    def stretch(x, first, last):
+        t = start
+        for i in range(first, last):
+            t = step(t, x[i])
+        return t
+
+    @internal
+    def row(x, n):
+        if n <= CHUNK:
+            return stretch(x, 0, n)
+        t = start
+        for first in range(0, n, CHUNK):
+            t = merge(t, stretch(x, first, min(first + CHUNK, n)))
+        return t
+
+    return row
+
+
+def column_fold(step: Any, start: Any) -> Any:
+    """A function that folds `m` columns of `run` rows, `stride` elements apart, into `acc`."""
+
+    @internal_sum
+    def columns(x, run, stride, m, acc):
+        for j in range(m):
+            acc[j] = start
+        whole = run - run % 4
+        for r in range(0, whole, 4):
+            a = r * stride
+            b, c, d = a + stride, a + 2 * stride, a + 3 * stride
+            for j in range(m):
+                acc[j] = step(step(step(step(acc[j], x[a + j]), x[b + j]), x[c + j]), x[d + j])
+        for r in range(whole, run):
+            a = r * stride
+            for j in range(m):
+                acc[j] = step(acc[j], x[a + j])
+
+    return columns
+
+
+def fold_kernel(S, row, start, stop):
+    """Forward kernel of every fold with one accumulator: ROW, BLOCK, MERGE and FINISH over accumulators A."""
+    r = row_at(row)
+    words = i64(r.attr)
+    outer, run, inner = words[G], words[G + 1], words[G + 2]
+    x = buffer_of(S, r.in0).data
+    out = OUT(buffer_of(S, r.out).data)
+    if words[2] < 0:
+        parts = A(state_at(S).scratch)
+        if start < 0:
+            t = parts[0]
+            for k in range(1, stop):
+                t = MERGE(t, parts[k])
+            out[0] = FINISH(t, run)
+            return
+        for k in range(start, stop):
+            parts[k] = ROW(P(x + k * CHUNK * SIZE), min(CHUNK, run - k * CHUNK))
+        return
+    if inner == 1:
+        for o in range(start, stop):
+            out[o] = FINISH(ROW(P(x + o * run * SIZE), run), run)
+        return
+    blocks = (inner + COLUMNS - 1) // COLUMNS
+    acc = A(stack_block())
+    for k in range(start, stop):
+        o = k // blocks
+        c = (k - o * blocks) * COLUMNS
+        m = min(COLUMNS, inner - c)
+        BLOCK(P(x + (o * run * inner + c) * SIZE), run, inner, m, acc)
+        for j in range(m):
+            out[o * inner + c + j] = FINISH(acc[j], run)
+
+
+MERGE = None
+_POINTERS = {"float64": structs.f64, "int64": structs.i64, "uint8": structs.u8}
+_made: dict[tuple, dict[str, Any]] = {}
+
+
+def _parts(step: Any, start: Any, merge: Any, finish: Any, acc: Any, out: Any) -> dict[str, Any]:
+    key = (step, repr(start), merge, finish, acc, out)
+    if key not in _made:
+        _made[key] = {
+            "ROW": row_fold(step, start, merge),
+            "BLOCK": column_fold(step, start),
+            "MERGE": merge,
+            "FINISH": finish,
+            "A": acc,
+            "OUT": out,
+        }
+    return _made[key]
+
+
+def _pointer(dtype: int) -> Any:
+    name = dtypes.ALL[dtype].name
+    return getattr(structs, {"float32": "f32", "float64": "f64", "uint8": "u8", "bool": "u8"}.get(name, f"i{name[3:]}"))
+
+
+def sums(step: Any = _plus, finish: Any = as_is, wide: bool = False) -> Callable[[int], dict[str, Any]]:
+    """Placeholders of a sum: float64 accumulators for floating dtypes, int64 for the others."""
+
+    def choose(dtype: int) -> dict[str, Any]:
+        real = dtype <= 1
+        acc = structs.f64 if real else structs.i64
+        return _parts(step, 0.0 if real else 0, _plus, finish, acc, _pointer(dtype) if real else structs.i64)
+
+    return choose
+
+
+def tests(step: Any, start: int) -> Callable[[int], dict[str, Any]]:
+    """Placeholders of `all` and `any`."""
+    merge = _both if start else _either
+
+    def choose(dtype: int) -> dict[str, Any]:
+        return _parts(step, np.uint8(start), merge, as_is, structs.u8, structs.u8)
+
+    return choose
+
+
+def extremes(largest: bool) -> Callable[[int], dict[str, Any]]:
+    """Placeholders of a maximum or minimum, in the operand's own dtype."""
+
+    def choose(dtype: int) -> dict[str, Any]:
+        kind = dtypes.ALL[dtype]
+        if kind.is_floating_point:
+            step, start = (larger, -math.inf) if largest else (smaller, math.inf)
+        else:
+            step = _larger_integer if largest else _smaller_integer
+            limits = dtypes.iinfo(kind) if kind.category else None
+            low, high = (limits.min, limits.max) if limits else (0, 1)
+            start = low if largest else high
+        typed_start = (np.uint8 if kind.category == 0 else kind.numpy.type)(start)
+        pointer = _pointer(dtype)
+        return _parts(step, typed_start, step, as_is, pointer, pointer) | {"STEP": step}
+
+    return choose
