@@ -11,12 +11,14 @@ import os
 import sys
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tapegrad.engine.structs import internal, internal_sum
+from tapegrad.engine import kernels
+from tapegrad.engine.structs import internal, internal_contract, internal_sum
 
 _ROUTINES = ("gemm", "gemv", "dot")
 _INT_MAX = 2**31 - 1
@@ -126,7 +128,6 @@ def _fortran(routine: str, kinds: str):
     return declare
 
 
-# intrinsics are told apart by what their definition refers to, so each has one of its own
 _gemm_rule, _gemv_rule, _dot_rule = (
     _fortran("gemm", "ttiiirpipirpi"),
     _fortran("gemv", "tiirpipirpi"),
@@ -165,14 +166,193 @@ def leading(rows, columns, s0, s1):
     return 0
 
 
+@intrinsic
+def zero_of(typing_context, pointer):
+    """Zero, of the type a pointer points to."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(signature.return_type, 0)
+
+    return pointer.dtype(pointer), codegen
+
+
+@intrinsic
+def one_of(typing_context, pointer):
+    """One, of the type a pointer points to."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(signature.return_type, 1)
+
+    return pointer.dtype(pointer), codegen
+
+
+@intrinsic
+def ahead(typing_context, pointer, elements):
+    """A pointer some elements further on."""
+
+    def codegen(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.int64), codegen
+
+
+@internal_contract
+def _by_rows(m, n, k, alpha, a, as0, as1, b, bs0, beta, c, ldc):
+    # rows of `b` are contiguous: each row of the result is a sum of them, four at a time
+    zero = zero_of(c)
+    for i in range(m):
+        out = ahead(c, i * ldc)
+        if beta == zero:
+            for j in range(n):
+                out[j] = zero
+        else:
+            for j in range(n):
+                out[j] *= beta
+        row = ahead(a, i * as0)
+        p = 0
+        while p + 4 <= k:
+            w0, w1 = alpha * row[p * as1], alpha * row[(p + 1) * as1]
+            w2, w3 = alpha * row[(p + 2) * as1], alpha * row[(p + 3) * as1]
+            b0, b1, b2, b3 = (
+                ahead(b, p * bs0),
+                ahead(b, (p + 1) * bs0),
+                ahead(b, (p + 2) * bs0),
+                ahead(b, (p + 3) * bs0),
+            )
+            for j in range(n):
+                out[j] += w0 * b0[j] + w1 * b1[j] + w2 * b2[j] + w3 * b3[j]
+            p += 4
+        while p < k:
+            w0 = alpha * row[p * as1]
+            b0 = ahead(b, p * bs0)
+            for j in range(n):
+                out[j] += w0 * b0[j]
+            p += 1
+
+
 @internal_sum
-def _dot_rows(m, n, k, alpha, a, as0, b, bs1, beta, c, ldc):
-    # rows of `a` with columns of `b`, both contiguous
-    zero = c[0] * 0
+def _by_elements(m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc):
+    # each element of the result is a dot product; LLVM makes a vector loop for strides of 1
+    zero = zero_of(c)
     for i in range(m):
         for j in range(n):
-            total = zero
-            total = 0
+            total = zero + zero
             for p in range(k):
-                total += a[i * as0 + p] * b[j * bs1 + p]
-            c[i * ldc + j] = alpha * total + (beta * c[i * ldc + j] if beta != 0 else 0)
+                total += a[i * as0 + p * as1] * b[p * bs0 + j * bs1]
+            if beta == zero:
+                c[i * ldc + j] = alpha * total
+            else:
+                c[i * ldc + j] = alpha * total + beta * c[i * ldc + j]
+
+
+@internal
+def _plain_product(m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc):
+    # any type and any strides
+    if bs1 == 1 and n > 1:
+        _by_rows(m, n, k, alpha, a, as0, as1, b, bs0, beta, c, ldc)
+    else:
+        _by_elements(m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc)
+
+
+@internal
+def _blas_product(m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc):
+    # products of a column and a row are bound by memory, not by arithmetic
+    if k > 1 and m * n * k >= SMALL and max(m, n, k, ldc) <= _INT_MAX:
+        la, lb = leading(m, k, as0, as1), leading(k, n, bs0, bs1)
+        if max(abs(la), abs(lb), as1, bs0) <= _INT_MAX:
+            if m == 1 and n == 1:
+                if as1 > 0 and bs0 > 0:
+                    total = alpha * _dot(k, a, as1, b, bs0)
+                    c[0] = total if beta == zero_of(c) else total + beta * c[0]
+                    return
+            elif m == 1 or n == 1:
+                # a product of one row is the transpose of one with one column
+                row = m == 1
+                leads, step = (-lb, as1) if row else (la, bs0)
+                if leads != 0 and step > 0:
+                    matrix, vector = (b, a) if row else (a, b)
+                    _matrix_vector(m * n, k, alpha, matrix, leads, vector, step, beta, c, 1 if row else ldc)
+                    return
+            elif la != 0 and lb != 0:
+                # the transpose of a row-major product, in column-major order, is the same memory
+                _gemm(lb < 0, la < 0, n, m, k, alpha, b, abs(lb), a, abs(la), beta, c, ldc)
+                return
+    _plain_product(m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc)
+
+
+@internal
+def _matrix_vector(m, k, alpha, a, la, x, step, beta, y, stride):
+    zero = zero_of(y)
+    if beta == zero:
+        # some versions of OpenBLAS multiply NaN by zero here
+        for i in range(m):
+            y[i * stride] = zero
+        beta = one_of(y)
+    if la > 0:
+        _gemv(1, k, m, alpha, a, la, x, step, beta, y, stride)
+    else:
+        _gemv(0, m, k, alpha, a, -la, x, step, beta, y, stride)
+
+
+# a product is long code that kernels need several times over, so it is compiled once a dtype and called by symbol
+
+_PRODUCT = "def {name}(m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc):\n"
+_PRODUCT += "    compute(m, n, k, alpha, P(a), as0, as1, P(b), bs0, bs1, beta, P(c), ldc)\n"
+
+
+def _product_types(real):
+    word = types.int64
+    return [word] * 3 + [real] + [word] * 6 + [real] + [word] * 2
+
+
+@functools.cache
+def bind_product(dtype: int) -> None:
+    """Make `product` callable for a dtype code: call it before compiling or loading code that uses it."""
+    name, _, pointer = kernels.DTYPES[dtype]
+    real = getattr(types, name)
+    if real in types.real_domain:
+        bind_symbols()
+    symbol = f"tapegrad_product_{name}"
+    compute = _blas_product if real in types.real_domain else _plain_product
+    environment = {"compute": compute, "P": pointer}
+
+    def make(function, cache):
+        signature = types.void(*_product_types(real))
+        return numba.cfunc(signature, cache=cache, error_model="numpy")(function)
+
+    made = kernels.build(symbol, _PRODUCT.format(name=symbol), environment, make)
+    llvmlite.binding.add_symbol(symbol, made.address)
+
+
+@intrinsic
+def product(typing_context, m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc):
+    """``c = alpha a b + beta c`` for matrices of one type, through BLAS where it has a routine and that is faster.
+
+    Args:
+        m: rows of `a` and `c`.
+        n: columns of `b` and `c`.
+        k: columns of `a`, rows of `b`.
+        alpha: factor of the product.
+        a: first element.
+        as0: elements from one row to the next.
+        as1: elements from one column to the next.
+        b: first element.
+        bs0: as for `a`.
+        bs1: as for `a`.
+        beta: factor of what `c` held; zero never reads `c`.
+        c: first element; its rows are contiguous.
+        ldc: elements from one row to the next.
+    """
+    real = c.dtype
+    wanted = _product_types(real)
+    wanted[4] = wanted[7] = wanted[11] = c
+
+    def codegen(context, builder, signature, values):
+        word = ir.IntType(64)
+        values = [builder.ptrtoint(v, word) if isinstance(v.type, ir.PointerType) else v for v in values]
+        function_type = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+        symbol = f"tapegrad_product_{real}"
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, symbol), values)
+        return context.get_dummy_value()
+
+    return types.void(*wanted), codegen

@@ -7,6 +7,7 @@ place in one step, with checksums that are verified before it is used, so two pr
 rebuilt.
 """
 
+import dis
 import hashlib
 import os
 import platform
@@ -131,6 +132,32 @@ def _digest(source: str, environment: dict[str, Any]) -> str:
     return digest.hexdigest()[:24]
 
 
+def _fix_signatures(environment: dict[str, Any]) -> None:
+    """Compile the engine functions that code refers to, callees first, for int64 arguments only."""
+    seen: set[int] = set()
+
+    def visit(value: Any) -> None:
+        if not is_jitted(value) or id(value) in seen:
+            return
+        seen.add(id(value))
+        function = value.py_func
+        for name in function.__code__.co_names:
+            visit(function.__globals__.get(name))
+        if any(value is known for known in structs.WORD_FUNCTIONS) and not value.overloads:
+            value.compile((types.int64,) * function.__code__.co_argcount)
+            value.disable_compile()
+
+    # what is inlined into a group is optimised there: optimising each callee on its own as well doubles the time
+    settings = {"OPT": 0, "LOOP_VECTORIZE": 0, "SLP_VECTORIZE": 0}
+    before = {name: getattr(numba.config, name) for name in settings}
+    vars(numba.config).update(settings)
+    try:
+        for value in environment.values():
+            visit(value)
+    finally:
+        vars(numba.config).update(before)
+
+
 def _warn_once(problem: str) -> None:
     global _warned
     if not _warned:
@@ -180,6 +207,7 @@ def build(name: str, source: str, environment: dict[str, Any], make: Callable[[A
             made = _build_aside(name, source, environment, root, final, make)
     except OSError as error:
         _warn_once(f"cannot be used ({error.strerror or error}), so kernels are compiled in memory")
+        _fix_signatures(environment)
         made = _compile(name, source, environment, Path(f"<{name}>"), make, False)
         counts["compiled"] += 1
     counts["seconds"] += time.perf_counter() - started
@@ -217,6 +245,7 @@ def _build_aside(
     try:
         file = aside / "kernel.py"
         file.write_text(source)
+        _fix_signatures(environment)
         made = _compile(name, source, environment, file, make, True)
         counts["compiled"] += 1
         (aside / "checksums").write_text(_checksums(aside))
@@ -277,19 +306,51 @@ def build_typed(function: Any, dtype: int, label: str = "", **more: Any) -> int:
     return build_kernel(name, source, {"implementation": typed(function, dtype, name, **more)})
 
 
-def build_entry(implementation: Any, signature: Any) -> Callable:
-    """The fast entry point of a jitted engine function: no type dispatch, about 70 ns a call with four integers."""
-    name = implementation.py_func.__name__
-    arguments = ", ".join(
-        implementation.py_func.__code__.co_varnames[: implementation.py_func.__code__.co_argcount]
-    )
-    source = f"def {name}({arguments}):\n    return implementation({arguments})\n"
+def build_group(group: str, implementations: tuple[Any, ...]) -> dict[str, Callable[..., Any]]:
+    """The entry points of some jitted engine functions, compiled as one unit.
+
+    Args:
+        group: name of the unit.
+        implementations: functions of the state's address and integers; one may end with a float, named ``value``.
+
+    Returns:
+        By name, a Python function for each.
+    """
+    codes = [f.py_func.__code__ for f in implementations]
+    arguments = [code.co_varnames[: code.co_argcount] for code in codes]
+    width = max(len([a for a in names if a != "value"]) for names in arguments)
+    words = [f"a{k}" for k in range(width)]
+    lines = [f"def {group}(which, {', '.join(words)}, value):"]
+    environment, callers = {}, {}
+    for k, (implementation, names) in enumerate(zip(implementations, arguments, strict=True)):
+        name = implementation.py_func.__name__
+        environment[name] = implementation
+        integers = [a for a in names if a != "value"]
+        passed = ", ".join([*words[: len(integers)], *(["value"] if "value" in names else [])])
+        returns = _returns(implementation.py_func)
+        lines.append(f"    {'if' if k == 0 else 'elif'} which == {k}:")
+        lines.append(f"        return int64({name}({passed}))" if returns else f"        {name}({passed})")
+        padding = ", ".join([*integers, *("0" for _ in range(width - len(integers)))])
+        real = "value" if "value" in names else "0.0"
+        callers[name] = f"lambda {', '.join(names)}: call({k}, {padding}, {real})"
+    lines.append("    return 0\n")
+    signature = types.int64(types.int64, *[types.int64] * width, types.float64)
 
     def make(function: Any, cache: bool) -> Any:
         return numba.njit(signature, cache=cache, error_model="numpy")(function)
 
-    dispatcher = build(name, source, {"implementation": implementation}, make)
-    return dispatcher.overloads[dispatcher.signatures[0]].entry_point
+    dispatcher = build(group, "\n".join(lines), environment | {"int64": types.int64}, make)
+    call = dispatcher.overloads[dispatcher.signatures[0]].entry_point
+    return {name: eval(text, {"call": call}) for name, text in callers.items()}
+
+
+def _returns(function: Any) -> bool:
+    # whether a function returns a value anywhere
+    instructions = list(dis.get_instructions(function))
+    for before, after in zip(instructions, instructions[1:], strict=False):
+        if after.opname == "RETURN_VALUE" and not (before.opname == "LOAD_CONST" and before.argval is None):
+            return True
+    return False
 
 
 def _drive(kernel, S, row, items, chunk):

@@ -4,8 +4,6 @@ A layout is a shape with strides in elements. Layouts are interned, so "same sha
 and most operations never look at a shape at all.
 """
 
-import numpy as np
-
 from tapegrad.engine.structs import (
     LAYOUT_SIZE,
     MAX_DIMS,
@@ -15,7 +13,7 @@ from tapegrad.engine.structs import (
     OUTER_STRIDES_OFFSET,
     STEP_OFFSET,
     i64,
-    internal,
+    internal_words,
     layout_of,
     malloc,
     memset,
@@ -26,7 +24,7 @@ from tapegrad.engine.structs import (
 )
 
 
-@internal
+@internal_words
 def _reindex(S):
     s = state_at(S)
     size = s.layout_index_size * 2
@@ -41,9 +39,11 @@ def _reindex(S):
     s.layout_index_size = size
 
 
-@internal
-def intern(S, ndim, shape, strides):
-    """Id of the layout with these extents and strides (pointers, not into the layout table)."""
+@internal_words
+def intern(S, ndim, extents, steps):
+    """Id of the layout with the extents and strides at two addresses (outside the layout table)."""
+    shape = i64(extents)
+    strides = i64(steps)
     s = state_at(S)
     h = ndim
     for d in range(ndim):
@@ -86,7 +86,7 @@ def intern(S, ndim, shape, strides):
     return k
 
 
-@internal
+@internal_words
 def contiguous_of(S, k):
     """Id of the contiguous layout with the shape of layout `k`."""
     known = layout_of(S, k).contiguous
@@ -100,12 +100,12 @@ def contiguous_of(S, k):
         shape[d] = shape_of(S, k)[d]
         strides[d] = step
         step *= shape[d]
-    found = intern(S, np.int64(ndim), shape, strides)
+    found = intern(S, ndim, S + OUTER_SHAPE_OFFSET, S + OUTER_STRIDES_OFFSET)
     layout_of(S, k).contiguous = found
     return found
 
 
-@internal
+@internal_words
 def same_shape(S, a, b):
     """Whether two layouts have the same extents."""
     if a == b:
@@ -119,7 +119,7 @@ def same_shape(S, a, b):
     return True
 
 
-@internal
+@internal_words
 def broadcast(S, a, b):
     """Id of the contiguous layout both broadcast to, 0 if they do not."""
     if a == b:
@@ -144,17 +144,17 @@ def broadcast(S, a, b):
         shape[d] = nb if na == 1 else na
         strides[d] = step
         step *= shape[d]
-    return intern(S, np.int64(ndim), shape, strides)
+    return intern(S, ndim, S + OUTER_SHAPE_OFFSET, S + OUTER_STRIDES_OFFSET)
 
 
-@internal
+@internal_words
 def begin_plan(S):
     """Start a plan with no operands: the caller writes layout ids to ``operand``."""
     for p in range(OPERANDS):
         i64(S + OPERAND_OFFSET)[p] = 0
 
 
-@internal
+@internal_words
 def plan(S, target):
     """Find how the operands run along the elements of contiguous layout `target`; the number of work items.
 
@@ -184,7 +184,7 @@ def plan(S, target):
     return plan_strided(S, target)
 
 
-@internal
+@internal_words
 def plan_strided(S, target):
     """Turn the operands' strides over `target` into the fewest loops that serve them all.
 
@@ -239,7 +239,7 @@ def plan_strided(S, target):
     return outer
 
 
-@internal
+@internal_words
 def plan_pair(S, first, second):
     """A strided plan of two operands over the first one's elements; the number of inner loops, 0 if there are none."""
     if layout_of(S, first).elements == 0:
@@ -250,7 +250,7 @@ def plan_pair(S, first, second):
     return plan_strided(S, first)
 
 
-@internal
+@internal_words
 def outer_offset(S, position, index):
     """Offset in elements of operand `position` at inner loop `index` of a strided plan."""
     s = state_at(S)
@@ -264,7 +264,7 @@ def outer_offset(S, position, index):
     return offset
 
 
-@internal
+@internal_words
 def intern_from(S, ndim, address):
     """`intern` for extents, then strides MAX_DIMS words on, at an address."""
-    return intern(S, ndim, i64(address), i64(address + 8 * MAX_DIMS))
+    return intern(S, ndim, address, address + 8 * MAX_DIMS)

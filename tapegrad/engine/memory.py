@@ -10,7 +10,7 @@ from tapegrad.engine.structs import (
     STORAGE_SIZE,
     free,
     i64,
-    internal,
+    internal_words,
     malloc,
     py_decref,
     realloc,
@@ -23,7 +23,7 @@ SLAB = 1 << 18
 ALIGN = 64
 
 
-@internal
+@internal_words
 def size_class(nbytes):
     """Index of the smallest size class that holds `nbytes`, and its size."""
     if nbytes <= SMALL:
@@ -37,7 +37,7 @@ def size_class(nbytes):
     return 64 + (octave - 10) * 4 + quarters - 4, quarters * step
 
 
-@internal
+@internal_words
 def allocate(S, nbytes):
     """Address of a block of at least `nbytes`, 0 if there is no memory."""
     s = state_at(S)
@@ -73,7 +73,7 @@ def allocate(S, nbytes):
     return block
 
 
-@internal
+@internal_words
 def deallocate(S, block, nbytes):
     """Give back a block that `allocate` returned for `nbytes`."""
     s = state_at(S)
@@ -89,7 +89,7 @@ def deallocate(S, block, nbytes):
     heads[k] = block
 
 
-@internal
+@internal_words
 def trim_cache(S):
     """Return every large block kept for reuse to the C library."""
     s = state_at(S)
@@ -102,7 +102,7 @@ def trim_cache(S):
     s.cached_bytes = 0
 
 
-@internal
+@internal_words
 def new_storage(S, nbytes):
     """Id of a storage of `nbytes` with memory of its own, 0 if there is none."""
     base = allocate(S, nbytes)
@@ -111,7 +111,7 @@ def new_storage(S, nbytes):
     return adopt_storage(S, base, nbytes, 0, 0)
 
 
-@internal
+@internal_words
 def adopt_storage(S, base, nbytes, owner, root):
     """Id of a storage over given memory: our block, a foreign owner's, or another storage's."""
     s = state_at(S)
@@ -139,7 +139,7 @@ def adopt_storage(S, base, nbytes, owner, root):
     return k
 
 
-@internal
+@internal_words
 def release_storage(S, k):
     """Drop one reference; the last one frees the memory or queues its owner in `orphans`."""
     s = state_at(S)
@@ -162,7 +162,7 @@ def release_storage(S, k):
         k = root
 
 
-@internal
+@internal_words
 def drop_orphans(S):
     """Release queued owners one by one: a finaliser may come back into the engine."""
     s = state_at(S)

@@ -54,6 +54,7 @@ from tapegrad.engine.structs import (
     i32,
     i64,
     internal,
+    internal_words,
     itemsize,
     layout_of,
     op_of,
@@ -72,7 +73,7 @@ from tapegrad.engine.tape import commit_row, free_block, new_buffer, release, re
 PARALLEL_WORK = 120_000
 
 
-@internal
+@internal_words
 def mode_of_thread(S):
     """The grad mode of the calling thread: 0, or NO_GRAD_MODE and INFERENCE_MODE bits."""
     s = state_at(S)
@@ -85,7 +86,7 @@ def mode_of_thread(S):
     return 0
 
 
-@internal
+@internal_words
 def set_mode(S, value):
     """Set the grad mode of the calling thread; returns the mode before, -1 if too many threads differ from the default."""
     s = state_at(S)
@@ -111,7 +112,7 @@ def set_mode(S, value):
     return 0
 
 
-@internal
+@internal_words
 def run_kernel(S, kernel, row, items, work):
     """Run a kernel over its work items, on all cores when the work is worth it."""
     s = state_at(S)
@@ -121,22 +122,23 @@ def run_kernel(S, kernel, row, items, work):
         call_kernel(kernel, S, row, 0, items)
 
 
-@internal
+@internal_words
 def wants_threads(S, items, work):
     """Whether a call should wait for the parallel driver to be loaded."""
     s = state_at(S)
     return s.parallel == 0 and s.threads > 1 and items > 1 and work > PARALLEL_WORK
 
 
-@internal
-def is_stale(S, b):
+@internal_words
+def is_stale(S, k):
     """Whether a buffer is a view of something since rewritten by a recorded operation."""
+    b = buffer_of(S, k)
     if b.flags & IS_VIEW and b.storage:
         return storage_of(S, b.storage).graph_version != b.stamp
     return False
 
 
-@internal
+@internal_words
 def constant(S, bits, dtype):
     """Id of a 0-d buffer with the float64 (floating dtypes) or int64 `bits`; kept in a direct-mapped cache."""
     slot = ((bits * 0x9E3779B97F4A7C1 + dtype) >> 17) & 1023
@@ -170,7 +172,7 @@ def constant(S, bits, dtype):
     return known[slot]
 
 
-@internal
+@internal_words
 def _overlaps_itself(S, k):
     ndim = layout_of(S, k).ndim
     for d in range(ndim):
@@ -179,7 +181,7 @@ def _overlaps_itself(S, k):
     return False
 
 
-@internal
+@internal_words
 def _span(S, k):
     # elements from the first to the last one a layout reaches
     reach = 1
@@ -191,7 +193,7 @@ def _span(S, k):
     return reach
 
 
-@internal
+@internal_words
 def _overlaps_partly(S, a, b):
     # whether an operand shares memory with the written buffer without being the very same elements
     A = buffer_of(S, a)
@@ -203,7 +205,7 @@ def _overlaps_partly(S, a, b):
     return A.data < end_b and B.data < end_a
 
 
-@internal
+@internal_words
 def record(S, op, a, b, c):
     """Record and run a pointwise opcode on buffers `a`, `b`, `c` (0: absent), broadcasting.
 
@@ -250,9 +252,7 @@ def record(S, op, a, b, c):
             return NOT_BROADCASTABLE
     else:
         target = contiguous_of(S, la)
-    if views & IS_VIEW and (
-        is_stale(S, A) or (b and is_stale(S, buffer_of(S, b))) or (c and is_stale(S, buffer_of(S, c)))
-    ):
+    if views & IS_VIEW and (is_stale(S, a) or (b and is_stale(S, b)) or (c and is_stale(S, c))):
         return STALE_VIEW
     if not info.dtypes >> dtype & 1:
         return UNSUPPORTED_DTYPE
@@ -359,7 +359,7 @@ def record_scalar(S, op, a, value):
     return record(S, op, a, c, 0)
 
 
-@internal
+@internal_words
 def new_leaf(S, layout, dtype):
     """Id of a new buffer with uninitialised memory of its own, contiguous as `layout` is."""
     if not reserve_buffer(S):
@@ -373,7 +373,7 @@ def new_leaf(S, layout, dtype):
     return k
 
 
-@internal
+@internal_words
 def adopt_leaf(S, data, base, nbytes, owner, layout, dtype):
     """Id of a new buffer over foreign memory that `owner` (a referenced PyObject*) keeps alive."""
     if not reserve_buffer(S):
@@ -384,7 +384,7 @@ def adopt_leaf(S, data, base, nbytes, owner, layout, dtype):
     return new_buffer(S, storage, data, layout, dtype)
 
 
-@internal
+@internal_words
 def share_leaf(S, a, own_version):
     """Id of a new leaf over the memory of buffer `a`; with `own_version`, in-place writes to one do not count for the other."""
     if not reserve_buffer(S):
@@ -405,7 +405,7 @@ def share_leaf(S, a, own_version):
     return k
 
 
-@internal
+@internal_words
 def record_view(S, op, a, layout, offset, attr, differentiable):
     """Record a view of buffer `a`: the same memory from element `offset` on, under another layout.
 
@@ -416,7 +416,7 @@ def record_view(S, op, a, layout, offset, attr, differentiable):
         return NO_MEMORY
     s = state_at(S)
     A = buffer_of(S, a)
-    if is_stale(S, A):
+    if is_stale(S, a):
         return STALE_VIEW
     mode = mode_of_thread(S)
     storage = A.storage
@@ -445,7 +445,7 @@ def record_view(S, op, a, layout, offset, attr, differentiable):
     return out
 
 
-@internal
+@internal_words
 def record_kernel(S, op, a, b, c, layout, dtype, attr):
     """Record and run an opcode with its own kernel; the caller has worked out the result's layout and dtype.
 
@@ -463,14 +463,14 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
         if ids[k]:
             B = buffer_of(S, ids[k])
             need |= (B.flags & 1) << k
-            stale = stale or is_stale(S, B)
+            stale = stale or is_stale(S, ids[k])
             if B.flags & INFERENCE:
                 inference |= 1 << k
     for k in range(extra):
         B = buffer_of(S, i64(attr)[2 + k])
         if B.flags & REQUIRES_GRAD:
             need |= 8
-        stale = stale or is_stale(S, B)
+        stale = stale or is_stale(S, i64(attr)[2 + k])
     if stale:
         return STALE_VIEW
     key = buffer_of(S, a).dtype
@@ -525,7 +525,7 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
     return out
 
 
-@internal
+@internal_words
 def take_memory(S, a, k):
     """Exchange the memory of buffers `a` and `k`: each keeps its place on the tape and takes the other's elements."""
     A = buffer_of(S, a)
@@ -535,7 +535,7 @@ def take_memory(S, a, k):
     A.layout, K.layout = K.layout, A.layout
 
 
-@internal
+@internal_words
 def mark_written(S, k, recorded, view):
     """Count an in-place write to the storage of buffer `k`; a recorded one makes other views of it stale."""
     b = buffer_of(S, k)
@@ -552,7 +552,7 @@ def mark_written(S, k, recorded, view):
                 r.version3 = storage.version
 
 
-@internal
+@internal_words
 def record_on(S, op, k, a, b, attr):
     """Make buffer `k`, already filled, the recorded result of opcode `op` on buffers `a` and `b`."""
     if not reserve_row(S):

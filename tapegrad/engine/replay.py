@@ -5,8 +5,6 @@ at the row where it stopped. `pending` counts rows whose output has an adjoint a
 ends as soon as nothing is left, however long the tape below.
 """
 
-import numpy as np
-
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate
 from tapegrad.engine.record import run_kernel, wants_threads
@@ -47,7 +45,7 @@ from tapegrad.engine.structs import (
     call_kernel,
     i32,
     i64,
-    internal,
+    internal_words,
     itemsize,
     layout_of,
     memcpy,
@@ -60,20 +58,13 @@ from tapegrad.engine.structs import (
     storage_of,
     strides_of,
 )
-from tapegrad.engine.tape import (
-    bury,
-    nbytes_of,
-    new_buffer,
-    release_handle,
-    release_saved,
-    reserve_buffer,
-)
+from tapegrad.engine.tape import bury, nbytes_of, new_buffer, release_handle, release_saved, reserve_buffer
 
 # how a kernel treats an adjoint
 WRITE, ADD, UNWANTED = 1, 0, -1
 
 
-@internal
+@internal_words
 def _list_touched(S, k):
     # remember a buffer whose adjoint must outlive its row
     s = state_at(S)
@@ -84,7 +75,7 @@ def _list_touched(S, k):
         s.touched = k
 
 
-@internal
+@internal_words
 def open_adjoint(S, k):
     """Give buffer `k` an adjoint block if it has none: WRITE if the block is fresh, ADD if it holds something, -9 without memory.
 
@@ -112,7 +103,7 @@ def open_adjoint(S, k):
     return WRITE
 
 
-@internal
+@internal_words
 def _hand_over(S, source, k):
     # let buffer `k` take the adjoint block of buffer `source` instead of copying it
     s = state_at(S)
@@ -126,7 +117,7 @@ def _hand_over(S, source, k):
         _list_touched(S, k)
 
 
-@internal
+@internal_words
 def _move(S, which, dtype, source, target, write, start, stop):
     s = state_at(S)
     s.move_source = source
@@ -135,22 +126,22 @@ def _move(S, which, dtype, source, target, write, start, stop):
     call_kernel(i64(s.forward)[which * DTYPE_SLOTS + dtype], S, 0, start, stop)
 
 
-@internal
+@internal_words
 def _can_move(S, dtype):
     # whether the moves of a dtype are loaded: they are all loaded together
     return i64(state_at(S).forward)[MOVE_ADD * DTYPE_SLOTS + dtype] != 0
 
 
-@internal
+@internal_words
 def _accumulate(S, source, target, n, dtype, write):
     # a contiguous block into another
     if write == WRITE:
         memcpy(target, source, n * itemsize(dtype))
     else:
-        _move(S, np.int64(MOVE_ADD), np.int64(dtype), source, target, write, 0, n)
+        _move(S, MOVE_ADD, dtype, source, target, write, 0, n)
 
 
-@internal
+@internal_words
 def sum_to(S, source, source_layout, target, target_layout, dtype, write):
     """Add the contiguous block `source` to the smaller `target` it was broadcast from; sums are kept in float64."""
     n = layout_of(S, target_layout).elements
@@ -159,13 +150,13 @@ def sum_to(S, source, source_layout, target, target_layout, dtype, write):
         return False
     memset(sums, 0, n * 8)
     outer = plan_pair(S, source_layout, target_layout)
-    _move(S, np.int64(MOVE_SUM), np.int64(dtype), source, sums, WRITE, 0, outer)
-    _move(S, np.int64(MOVE_NARROW), np.int64(dtype), sums, target, write, 0, n)
+    _move(S, MOVE_SUM, dtype, source, sums, WRITE, 0, outer)
+    _move(S, MOVE_NARROW, dtype, sums, target, write, 0, n)
     deallocate(S, sums, n * 8)
     return True
 
 
-@internal
+@internal_words
 def _is_one_to_one(S, layout, elements):
     if layout_of(S, layout).elements != elements:
         return False
@@ -175,7 +166,7 @@ def _is_one_to_one(S, layout, elements):
     return True
 
 
-@internal
+@internal_words
 def scatter_view(S, source, source_layout, target, target_elements, where, offset, dtype, write):
     """Add the contiguous adjoint of a view to the adjoint of its base, at layout `where` from element `offset` on."""
     size = itemsize(dtype)
@@ -184,10 +175,10 @@ def scatter_view(S, source, source_layout, target, target_elements, where, offse
         memset(target, 0, target_elements * size)
     outer = plan_pair(S, source_layout, where)
     once = WRITE if covers and write == WRITE else ADD
-    _move(S, np.int64(MOVE_SCATTER), np.int64(dtype), source, target + offset * size, once, 0, outer)
+    _move(S, MOVE_SCATTER, dtype, source, target + offset * size, once, 0, outer)
 
 
-@internal
+@internal_words
 def seed(S, k, source):
     """Start a sweep at buffer `k` with a contiguous block of its shape; False without memory."""
     write = open_adjoint(S, k)
@@ -198,7 +189,7 @@ def seed(S, k, source):
     return True
 
 
-@internal
+@internal_words
 def accumulate_adjoint(S, k, source):
     """Add the contiguous buffer `source`, of the shape of `k` or of one it broadcast to, to the adjoint of `k`."""
     given = buffer_of(S, source)
@@ -210,10 +201,10 @@ def accumulate_adjoint(S, k, source):
     if same_shape(S, given.layout, target):
         _accumulate(S, given.data, b.adj, layout_of(S, target).elements, b.dtype, write)
         return True
-    return sum_to(S, given.data, np.int64(given.layout), b.adj, target, b.dtype, write)
+    return sum_to(S, given.data, given.layout, b.adj, target, b.dtype, write)
 
 
-@internal
+@internal_words
 def wanted_inputs(S, index):
     """The need mask of a row, less what a selective sweep does not ask for."""
     s = state_at(S)
@@ -234,7 +225,7 @@ def wanted_inputs(S, index):
     return need
 
 
-@internal
+@internal_words
 def mark_paths(S, first, last):
     """Mark every buffer that rows `first` to `last` compute from a marked one."""
     s = state_at(S)
@@ -255,7 +246,7 @@ def mark_paths(S, first, last):
             buffer_of(S, r.out).mark = 1
 
 
-@internal
+@internal_words
 def clear_marks(S, first, last):
     """Undo `mark_paths`."""
     for index in range(first, last + 1):
@@ -264,7 +255,7 @@ def clear_marks(S, first, last):
             buffer_of(S, r.out).mark = 0
 
 
-@internal
+@internal_words
 def finish_row(S, index):
     """The row's part is done: drop the adjoint of its output and, unless the graph is retained, what it saved."""
     s = state_at(S)
@@ -283,10 +274,11 @@ def finish_row(S, index):
         r.flags |= FREED
 
 
-@internal
-def _reverse_pointwise(S, address, need, kernel, info):
+@internal_words
+def _reverse_pointwise(S, address, need, kernel):
     state_at(S)
     r = row_at(address)
+    info = op_of(S, r.op)
     inputs = i32(address + ROW_INPUTS_OFFSET)
     adjoint = i64(S + ADJOINT_OFFSET)
     store = i64(S + STORE_OFFSET)
@@ -354,7 +346,7 @@ def _reverse_pointwise(S, address, need, kernel, info):
     return DONE
 
 
-@internal
+@internal_words
 def _reverse_view(S, address):
     r = row_at(address)
     out = buffer_of(S, r.out)
@@ -383,14 +375,15 @@ def _reverse_view(S, address):
     return DONE
 
 
-@internal
-def _reverse_reduction(S, address, kernel, info):
+@internal_words
+def _reverse_reduction(S, address, kernel):
     # the adjoint of a reduction runs over its input; g and the result stand still along the reduced dims
     r = row_at(address)
     write = open_adjoint(S, r.in0)
     if write < UNWANTED:
         return SWEEP_MEMORY
     x = buffer_of(S, r.in0)
+    info = op_of(S, r.op)
     i64(S + ADJOINT_OFFSET)[0] = x.adj
     i64(S + STORE_OFFSET)[0] = write
     target = contiguous_of(S, x.layout)
@@ -409,7 +402,7 @@ def _reverse_reduction(S, address, kernel, info):
     return DONE
 
 
-@internal
+@internal_words
 def _reverse_kernel(S, address, need, kernel):
     # the op's own reverse kernel: work items and their cost stand in the attribute block
     r = row_at(address)
@@ -428,7 +421,7 @@ def _reverse_kernel(S, address, need, kernel):
     return DONE
 
 
-@internal
+@internal_words
 def sweep(S, start):
     """Run the reverse sweep from row `start` down; DONE, or why it stopped (the row is in ``fault``)."""
     s = state_at(S)
@@ -487,9 +480,9 @@ def sweep(S, start):
                 if wants_threads(S, 2, work):
                     return SWEEP_PARALLEL
             if info.kind <= SELECT:
-                outcome = _reverse_pointwise(S, address, need, kernel, info)
+                outcome = _reverse_pointwise(S, address, need, kernel)
             elif info.kind == REDUCTION:
-                outcome = _reverse_reduction(S, address, kernel, info)
+                outcome = _reverse_reduction(S, address, kernel)
             else:
                 outcome = _reverse_kernel(S, address, need, kernel)
         if outcome != DONE:
@@ -500,7 +493,7 @@ def sweep(S, start):
     return DONE
 
 
-@internal
+@internal_words
 def abandon(S, start):
     """Free every adjoint a failed sweep left behind."""
     s = state_at(S)
@@ -523,7 +516,7 @@ def abandon(S, start):
     s.pending = 0
 
 
-@internal
+@internal_words
 def adjoint_buffer(S, k):
     """Turn the adjoint block of buffer `k` into a buffer of its own; its id, 0 if there is none or no memory."""
     if buffer_of(S, k).adj == 0 or not reserve_buffer(S):
@@ -539,7 +532,7 @@ def adjoint_buffer(S, k):
     return new_buffer(S, storage, data, layout, b.dtype)
 
 
-@internal
+@internal_words
 def settle(S):
     """Hand the adjoints of leaves and retained buffers over to their gradients: DONE, SWEEP_MEMORY or SWEEP_MOVE.
 
@@ -575,8 +568,8 @@ def settle(S):
                 s.fault_slot = b.dtype
                 return SWEEP_MOVE
             layout = contiguous_of(S, b.layout)
-            outer = plan_pair(S, layout, np.int64(grad.layout))
-            _move(S, np.int64(MOVE_ADD_STRIDED), np.int64(b.dtype), grad.data, b.adj, ADD, 0, outer)
+            outer = plan_pair(S, layout, grad.layout)
+            _move(S, MOVE_ADD_STRIDED, b.dtype, grad.data, b.adj, ADD, 0, outer)
             old = b.grad
             g = adjoint_buffer(S, k)
             buffer_of(S, k).grad = g
@@ -586,7 +579,7 @@ def settle(S):
     return DONE if enough else SWEEP_MEMORY
 
 
-@internal
+@internal_words
 def adjoint_copy(S, k):
     """A new buffer with a copy of the adjoint of buffer `k`; 0 without memory."""
     if not reserve_buffer(S):

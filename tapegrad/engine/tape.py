@@ -21,7 +21,7 @@ from tapegrad.engine.structs import (
     buffer_of,
     i32,
     i64,
-    internal,
+    internal_words,
     itemsize,
     layout_of,
     malloc,
@@ -35,13 +35,13 @@ from tapegrad.engine.structs import (
 )
 
 
-@internal
+@internal_words
 def nbytes_of(S, layout, dtype):
     """Bytes of a contiguous block for a layout."""
     return layout_of(S, layout).elements * itemsize(dtype)
 
 
-@internal
+@internal_words
 def reserve_buffer(S):
     """Make sure one more buffer fits; False if there is no memory. Moves the table: reload addresses after it."""
     s = state_at(S)
@@ -54,7 +54,7 @@ def reserve_buffer(S):
     return True
 
 
-@internal
+@internal_words
 def new_buffer(S, storage, data, layout, dtype):
     """Id of a new buffer with one handle on it; `reserve_buffer` must have succeeded."""
     s = state_at(S)
@@ -82,7 +82,7 @@ def new_buffer(S, storage, data, layout, dtype):
     return k
 
 
-@internal
+@internal_words
 def release_data(S, k):
     """Drop one need for the elements of buffer `k`."""
     b = buffer_of(S, k)
@@ -93,7 +93,7 @@ def release_data(S, k):
         b.data = 0
 
 
-@internal
+@internal_words
 def _drop(S, k):
     """Drop one reference to buffer `k`; queue it in `dying` when it was the last."""
     s = state_at(S)
@@ -106,14 +106,14 @@ def _drop(S, k):
         s.dying = k
 
 
-@internal
+@internal_words
 def free_block(S, attr):
     """Free an attribute block (its first word is its size in words)."""
     if attr:
         deallocate(S, attr, i64(attr)[0] * 8)
 
 
-@internal
+@internal_words
 def release_saved(S, row):
     """Let go of the values a row saved for its backward."""
     r = row_at(row)
@@ -125,7 +125,7 @@ def release_saved(S, row):
         release_data(S, r.out)
 
 
-@internal
+@internal_words
 def _kill_row(S, index):
     s = state_at(S)
     address = s.rows + index * ROW_SIZE
@@ -146,7 +146,7 @@ def _kill_row(S, index):
     r.attr = 0
 
 
-@internal
+@internal_words
 def bury(S):
     """Free every buffer in `dying`, the rows that computed them, and what only those rows kept."""
     s = state_at(S)
@@ -167,14 +167,14 @@ def bury(S):
         s.live_buffers -= 1
 
 
-@internal
+@internal_words
 def release_handle(S, k):
     """Queue what one handle on buffer `k` kept; `bury` does the rest."""
     release_data(S, k)
     _drop(S, k)
 
 
-@internal
+@internal_words
 def settle_rows(S):
     """Drop dead rows at the tape's end; compact when more than half of a long tape is dead."""
     s = state_at(S)
@@ -199,7 +199,7 @@ def settle_rows(S):
     s.dead_rows = 0
 
 
-@internal
+@internal_words
 def release(S, k):
     """A handle on buffer `k` is gone. Returns 1 if foreign owners wait in `orphans`."""
     s = state_at(S)
@@ -221,7 +221,7 @@ def release(S, k):
     return 1 if s.orphans else 0
 
 
-@internal
+@internal_words
 def reserve_row(S):
     """Make sure one more row fits; False if there is no memory."""
     s = state_at(S)
@@ -236,7 +236,7 @@ def reserve_row(S):
     return True
 
 
-@internal
+@internal_words
 def commit_row(S, address, need, saved):
     """Make the row at the tape's end part of the tape: it keeps what its backward names, and its operands' identity."""
     s = state_at(S)
@@ -263,7 +263,7 @@ def commit_row(S, address, need, saved):
     s.row_count += 1
 
 
-@internal
+@internal_words
 def new_attributes(S, words):
     """Address of an attribute block of `words` words, its size in the first."""
     block = allocate(S, words * 8)
@@ -272,7 +272,28 @@ def new_attributes(S, words):
     return block
 
 
-@internal
+@internal_words
+def copy_attributes(S, block):
+    """Address of a copy of an attribute block, 0 without memory: one call instead of one for each word."""
+    size = i64(block)[0] * 8
+    copy = allocate(S, size)
+    if copy:
+        memcpy(copy, block, size)
+    return copy
+
+
+@internal_words
+def view_attributes(S, where, offset):
+    """Address of a view's attribute block: where it lies in its operand's logical elements; 0 without memory."""
+    block = new_attributes(S, 4)
+    if block:
+        i64(block)[1] = 0
+        i64(block)[2] = where
+        i64(block)[3] = offset
+    return block
+
+
+@internal_words
 def start(S, rows, buffers, layouts):
     """Allocate the tables of an empty tape; layout 1 is the 0-d one."""
     s = state_at(S)
@@ -290,14 +311,14 @@ def start(S, rows, buffers, layouts):
     s.layout_index_size = 4 * layouts
     s.layout_index = malloc(s.layout_index_size * 8)
     memset(s.layout_index, 0, s.layout_index_size * 8)
-    intern(S, 0, i64(S), i64(S))
+    intern(S, 0, S, S)
 
 
 # what `look` answers
 LOOK_META, LOOK_PRODUCER, LOOK_GRAD, LOOK_VERSION, LOOK_DATA, LOOK_OP, LOOK_STORAGE, LOOK_STALE = range(8)
 
 
-@internal
+@internal_words
 def look(S, k, what):
     """One fact about buffer `k`; META is layout << 16 | flags << 8 | dtype code."""
     b = buffer_of(S, k)
@@ -320,7 +341,7 @@ def look(S, k, what):
     return 0
 
 
-@internal
+@internal_words
 def retain(S, k):
     """Add a handle to buffer `k`."""
     b = buffer_of(S, k)
@@ -328,7 +349,7 @@ def retain(S, k):
     b.data_refs += 1
 
 
-@internal
+@internal_words
 def set_flag(S, k, flag, value):
     """Set or clear one flag of buffer `k`."""
     b = buffer_of(S, k)
@@ -338,13 +359,13 @@ def set_flag(S, k, flag, value):
         b.flags &= ~flag
 
 
-@internal
+@internal_words
 def set_mark(S, k, value):
     """Mark buffer `k` as one a selective sweep must reach."""
     buffer_of(S, k).mark = value
 
 
-@internal
+@internal_words
 def set_grad(S, k, grad):
     """Make buffer `grad` (0: none) the gradient of buffer `k`, which takes over the caller's handle on it."""
     b = buffer_of(S, k)
@@ -355,7 +376,7 @@ def set_grad(S, k, grad):
         bury(S)
 
 
-@internal
+@internal_words
 def cut(S, k):
     """Detach buffer `k` from what computed it; its row, which has lost its output, dies."""
     b = buffer_of(S, k)
