@@ -8,7 +8,7 @@ from typing import Any
 from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_PRODUCER
+from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_PRODUCER
 from tapegrad.ops._rule import OPS
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
@@ -216,7 +216,7 @@ def _run(
         while (answer := rt.settle(_S)) != structs.DONE:
             if answer == structs.SWEEP_MEMORY:
                 raise MemoryError("no memory for a gradient")
-            rt.load_moves(int(state.fault_slot))
+            _add_out_of_place(int(state.fault))
         found: list[Tensor | None] = []
         for t in wanted or ():
             k = rt.adjoint_buffer(_S, t._id)
@@ -235,6 +235,22 @@ def _run(
                 state[name] = value
         if state.orphans:
             rt.drop_orphans(_S)
+
+
+def _add_out_of_place(k: int) -> None:
+    """Add the adjoint of buffer `k` to a gradient that cannot be accumulated into."""
+    old = rt.look(_S, k, LOOK_GRAD)
+    rt.retain(_S, old)
+    part = rt.adjoint_buffer(_S, k)
+    if part == 0:
+        raise MemoryError("no memory for a gradient")
+    before = rt.set_mode(_S, structs.NO_GRAD_MODE)
+    try:
+        total = wrap(old) + wrap(part)
+    finally:
+        rt.set_mode(_S, before)
+    rt.retain(_S, total._id)
+    rt.set_grad(_S, k, total._id)
 
 
 def _sweep(top: int) -> None:

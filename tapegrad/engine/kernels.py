@@ -147,15 +147,8 @@ def _fix_signatures(environment: dict[str, Any]) -> None:
             value.compile((types.int64,) * function.__code__.co_argcount)
             value.disable_compile()
 
-    # what is inlined into a group is optimised there: optimising each callee on its own as well doubles the time
-    settings = {"OPT": 0, "LOOP_VECTORIZE": 0, "SLP_VECTORIZE": 0}
-    before = {name: getattr(numba.config, name) for name in settings}
-    vars(numba.config).update(settings)
-    try:
-        for value in environment.values():
-            visit(value)
-    finally:
-        vars(numba.config).update(before)
+    for value in environment.values():
+        visit(value)
 
 
 def _warn_once(problem: str) -> None:

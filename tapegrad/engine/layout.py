@@ -4,24 +4,8 @@ A layout is a shape with strides in elements. Layouts are interned, so "same sha
 and most operations never look at a shape at all.
 """
 
-from tapegrad.engine.structs import (
-    LAYOUT_SIZE,
-    MAX_DIMS,
-    OPERAND_OFFSET,
-    OPERANDS,
-    OUTER_SHAPE_OFFSET,
-    OUTER_STRIDES_OFFSET,
-    STEP_OFFSET,
-    i64,
-    internal_words,
-    layout_of,
-    malloc,
-    memset,
-    realloc,
-    shape_of,
-    state_at,
-    strides_of,
-)
+
+from tapegrad.engine.structs import LAYOUT_SIZE, MAX_DIMS, OPERANDS, OPERAND_OFFSET, OUTER_SHAPE_OFFSET, OUTER_STRIDES_OFFSET, STEP_OFFSET, i64, internal_inline, internal_words, layout_of, malloc, memset, realloc, shape_of, state_at, strides_of
 
 
 @internal_words
@@ -147,7 +131,7 @@ def broadcast(S, a, b):
     return intern(S, ndim, S + OUTER_SHAPE_OFFSET, S + OUTER_STRIDES_OFFSET)
 
 
-@internal_words
+@internal_inline
 def begin_plan(S):
     """Start a plan with no operands: the caller writes layout ids to ``operand``."""
     for p in range(OPERANDS):

@@ -22,9 +22,9 @@ from numba.extending import intrinsic
 
 from tapegrad.engine import kernels
 from tapegrad.engine.memory import drop_orphans
-from tapegrad.engine.record import record, record_scalar
+from tapegrad.engine.record import record, scalar_operand
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.structs import f64, i64, internal, state_at
+from tapegrad.engine.structs import REVERSED, f64, i64, internal, state_at
 from tapegrad.engine.tape import release
 
 _object = types.intp
@@ -70,37 +70,30 @@ def _new_tensor(S, k):
     return tensor
 
 
-def fast_binary(code, this, other):
-    """The result object of a binary operator, or 0 to ask Python."""
+def fast_call(code, this, other):
+    """The result object of an operation on a tensor and perhaps (else 0) another operand; 0 to ask Python."""
     S = the_state()
     s = state_at(S)
     a = _id_of(S, this)
-    kind = i64(other + _TYPE)[0]
-    k = 0
-    if a == 0:
-        return 0
-    if kind == s.tensor_type:
-        b = _id_of(S, other)
-        if b:
-            k = record(S, code, a, b, 0)
-    elif kind == s.float_type:
-        k = record_scalar(S, code, a, f64(other + _FLOAT_VALUE)[0])
-    elif kind == s.int_type:
-        value = py_long_as_double(other)
-        if value == -1.0 and py_error():
-            py_clear()
-        else:
-            k = record_scalar(S, code, a, value)
-    return _new_tensor(S, k) if k > 0 else 0
-
-
-def fast_unary(code, this, other):
-    """The result object of a unary operation, or 0 to ask Python."""
-    S = the_state()
-    a = _id_of(S, this)
-    if a == 0:
-        return 0
-    k = record(S, code, a, 0, 0)
+    b = 0
+    if other:
+        kind = i64(other + _TYPE)[0]
+        if kind == s.tensor_type:
+            b = _id_of(S, other)
+        elif a and kind == s.float_type:
+            b = scalar_operand(S, a, f64(other + _FLOAT_VALUE)[0])
+        elif a and kind == s.int_type:
+            value = py_long_as_double(other)
+            if value == -1.0 and py_error():
+                py_clear()
+            else:
+                b = scalar_operand(S, a, value)
+        if b <= 0:
+            return 0
+        if code & REVERSED:
+            code &= ~REVERSED
+            a, b = b, a
+    k = record(S, code, a, b, 0) if a else 0
     return _new_tensor(S, k) if k > 0 else 0
 
 
@@ -227,9 +220,9 @@ def install(tensor_type: type, binary: dict[str, int], unary: dict[str, int]) ->
     state["tensor_type"], state["float_type"], state["int_type"] = id(tensor_type), id(float), id(int)
     state["none"] = id(None)
     llvm.add_symbol("tapegrad_state", rt.S)
-    fast = {f: _compiled(f) for f in (fast_binary, fast_unary, fast_release)}
-    plans = [(name, fast_binary, code, 1) for name, code in binary.items()]
-    plans += [(name, fast_unary, code, 0) for name, code in unary.items()]
+    fast = {f: _compiled(f) for f in (fast_call, fast_release)}
+    plans = [(name, fast_call, code, 1) for name, code in binary.items()]
+    plans += [(name, fast_call, code, 0) for name, code in unary.items()]
     plans.append(("__del__", fast_release, 0, 0))
     text = []
     for k, (name, function, code, operands) in enumerate(plans):

@@ -4,69 +4,10 @@ Every function returns the id of the result, or one of the negative answers of s
 then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
 """
 
+
 from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
-from tapegrad.engine.structs import (
-    CONST_BUFFER_OFFSET,
-    CONST_KEY_OFFSET,
-    DTYPE_SLOTS,
-    IN_PLACE,
-    INFERENCE,
-    INFERENCE_MODE,
-    INFERENCE_SAVED,
-    INFERENCE_WRITTEN,
-    IS_VIEW,
-    LEAF_WRITTEN,
-    MIXED_DTYPES,
-    MODE_THREAD_OFFSET,
-    MODE_VALUE_OFFSET,
-    NATIVE_AFTER,
-    NEEDS_KERNEL,
-    NEEDS_NATIVE,
-    NEEDS_OLD_VALUE,
-    NEEDS_PARALLEL,
-    NO_MEMORY,
-    NOT_BROADCASTABLE,
-    OP_SAVED_OFFSET,
-    OP_SIZE,
-    OPERAND_OFFSET,
-    PARTIAL_OVERLAP,
-    REQUIRES_GRAD,
-    REVERSED,
-    ROW_SIZE,
-    SAME_DTYPE,
-    SELECT,
-    SELF_OVERLAP,
-    STALE_VIEW,
-    UNSUPPORTED_DTYPE,
-    VIEW_HANDLED,
-    VIEW_WRITTEN,
-    WRONG_DTYPE,
-    WRONG_SHAPE,
-    bits_of,
-    buffer_of,
-    call_kernel,
-    call_parallel,
-    f32,
-    float_of,
-    i8,
-    i16,
-    i32,
-    i64,
-    internal,
-    internal_words,
-    itemsize,
-    layout_of,
-    op_of,
-    row_at,
-    row_of,
-    shape_of,
-    state_at,
-    storage_of,
-    strides_of,
-    thread_id,
-    u8,
-)
+from tapegrad.engine.structs import CONST_BUFFER_OFFSET, CONST_KEY_OFFSET, DTYPE_SLOTS, INFERENCE, INFERENCE_MODE, INFERENCE_SAVED, INFERENCE_WRITTEN, IN_PLACE, IS_VIEW, LEAF_WRITTEN, MIXED_DTYPES, MODE_THREAD_OFFSET, MODE_VALUE_OFFSET, NATIVE_AFTER, NEEDS_KERNEL, NEEDS_NATIVE, NEEDS_OLD_VALUE, NEEDS_PARALLEL, NOT_BROADCASTABLE, NO_MEMORY, OPERAND_OFFSET, OP_SAVED_OFFSET, OP_SIZE, PARTIAL_OVERLAP, REQUIRES_GRAD, REVERSED, ROW_SIZE, SAME_DTYPE, SELECT, SELF_OVERLAP, STALE_VIEW, UNSUPPORTED_DTYPE, VIEW_HANDLED, VIEW_WRITTEN, WRONG_DTYPE, WRONG_SHAPE, bits_of, buffer_of, call_kernel, call_parallel, f32, float_of, i16, i32, i64, i8, internal_inline, internal_words, itemsize, layout_of, op_of, row_at, row_of, shape_of, state_at, storage_of, strides_of, thread_id, u8
 from tapegrad.engine.tape import commit_row, free_block, new_buffer, release, reserve_buffer, reserve_row
 
 # work worth sharing among threads, in quarter nanoseconds: starting them costs about 5 microseconds
@@ -122,7 +63,7 @@ def run_kernel(S, kernel, row, items, work):
         call_kernel(kernel, S, row, 0, items)
 
 
-@internal_words
+@internal_inline
 def wants_threads(S, items, work):
     """Whether a call should wait for the parallel driver to be loaded."""
     s = state_at(S)
@@ -172,7 +113,7 @@ def constant(S, bits, dtype):
     return known[slot]
 
 
-@internal_words
+@internal_inline
 def _overlaps_itself(S, k):
     ndim = layout_of(S, k).ndim
     for d in range(ndim):
@@ -345,18 +286,23 @@ def record(S, op, a, b, c):
     return out
 
 
-@internal
-def record_scalar(S, op, a, value):
-    """Record and run a binary pointwise opcode of a floating buffer and a Python number (REVERSED: the number first)."""
+@internal_inline
+def scalar_operand(S, a, value):
+    """Id of the 0-d constant that a Python number is beside buffer `a`, or MIXED_DTYPES if that is not a floating one."""
     dtype = buffer_of(S, a).dtype
     if dtype > 1:
         return MIXED_DTYPES
-    c = constant(S, bits_of(value), dtype)
+    return constant(S, bits_of(value), dtype)
+
+
+@internal_inline
+def record_scalar(S, op, a, value):
+    """Record and run a binary pointwise opcode of a floating buffer and a Python number (REVERSED: the number first)."""
+    c = scalar_operand(S, a, value)
     if c < 0:
         return c
-    if op & REVERSED:
-        return record(S, op & ~REVERSED, c, a, 0)
-    return record(S, op, a, c, 0)
+    back = op & REVERSED
+    return record(S, op & ~REVERSED, c if back else a, a if back else c, 0)
 
 
 @internal_words

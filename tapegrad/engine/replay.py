@@ -19,7 +19,6 @@ from tapegrad.engine.structs import (
     KERNEL,
     LISTED,
     MOVE_ADD,
-    MOVE_ADD_STRIDED,
     MOVE_NARROW,
     MOVE_SCATTER,
     MOVE_SUM,
@@ -45,6 +44,7 @@ from tapegrad.engine.structs import (
     call_kernel,
     i32,
     i64,
+    internal_inline,
     internal_words,
     itemsize,
     layout_of,
@@ -58,13 +58,13 @@ from tapegrad.engine.structs import (
     storage_of,
     strides_of,
 )
-from tapegrad.engine.tape import bury, nbytes_of, new_buffer, release_handle, release_saved, reserve_buffer
+from tapegrad.engine.tape import nbytes_of, new_buffer, release_saved, reserve_buffer
 
 # how a kernel treats an adjoint
 WRITE, ADD, UNWANTED = 1, 0, -1
 
 
-@internal_words
+@internal_inline
 def _list_touched(S, k):
     # remember a buffer whose adjoint must outlive its row
     s = state_at(S)
@@ -103,7 +103,7 @@ def open_adjoint(S, k):
     return WRITE
 
 
-@internal_words
+@internal_inline
 def _hand_over(S, source, k):
     # let buffer `k` take the adjoint block of buffer `source` instead of copying it
     s = state_at(S)
@@ -126,7 +126,7 @@ def _move(S, which, dtype, source, target, write, start, stop):
     call_kernel(i64(s.forward)[which * DTYPE_SLOTS + dtype], S, 0, start, stop)
 
 
-@internal_words
+@internal_inline
 def _can_move(S, dtype):
     # whether the moves of a dtype are loaded: they are all loaded together
     return i64(state_at(S).forward)[MOVE_ADD * DTYPE_SLOTS + dtype] != 0
@@ -156,7 +156,7 @@ def sum_to(S, source, source_layout, target, target_layout, dtype, write):
     return True
 
 
-@internal_words
+@internal_inline
 def _is_one_to_one(S, layout, elements):
     if layout_of(S, layout).elements != elements:
         return False
@@ -534,7 +534,8 @@ def adjoint_buffer(S, k):
 
 @internal_words
 def settle(S):
-    """Hand the adjoints of leaves and retained buffers over to their gradients: DONE, SWEEP_MEMORY or SWEEP_MOVE.
+    """Hand the adjoints of leaves and retained buffers over to their gradients: DONE, SWEEP_MEMORY, or SWEEP_PYTHON to have
+    the adjoint of the buffer in ``fault`` added to its gradient.
 
     Buffers marked CAPTURE keep their adjoint for `adjoint_buffer`.
     """
@@ -559,23 +560,9 @@ def settle(S):
             buffer_of(S, k).grad = g
             enough = enough and g != 0
         else:
-            # a gradient that is not a plain block: the sum becomes a new one, as adding out of place would
-            grad = buffer_of(S, b.grad)
-            if not _can_move(S, b.dtype):
-                b.flags |= LISTED
-                b.link = s.touched
-                s.touched = k
-                s.fault_slot = b.dtype
-                return SWEEP_MOVE
-            layout = contiguous_of(S, b.layout)
-            outer = plan_pair(S, layout, grad.layout)
-            _move(S, MOVE_ADD_STRIDED, b.dtype, grad.data, b.adj, ADD, 0, outer)
-            old = b.grad
-            g = adjoint_buffer(S, k)
-            buffer_of(S, k).grad = g
-            release_handle(S, old)
-            bury(S)
-            enough = enough and g != 0
+            # a gradient that is not a plain block is added to out of place, over tensors
+            s.fault = k
+            return SWEEP_PYTHON
     return DONE if enough else SWEEP_MEMORY
 
 

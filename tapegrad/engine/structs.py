@@ -27,6 +27,8 @@ def internal_words(function):
     return made
 
 
+# small or used once: inlined before compilation, which is cheaper than a compiled function of its own
+internal_inline = numba.njit(inline="always", **_OPTIONS)
 internal_contract = numba.njit(fastmath={"contract"}, **_OPTIONS)
 internal_sum = numba.njit(fastmath={"reassoc", "contract", "nsz"}, **_OPTIONS)
 
