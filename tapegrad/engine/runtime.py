@@ -27,6 +27,8 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         tape.set_grad,
         tape.cut,
         tape.new_attributes,
+        tape.copy_attributes,
+        tape.view_attributes,
         tape.free_block,
         memory.drop_orphans,
         memory.trim_cache,

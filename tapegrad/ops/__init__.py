@@ -1,3 +1,19 @@
 """What can be computed: one declaration an op, one file a family."""
 
-from tapegrad.ops import arithmetic, convert, pointwise
+from tapegrad.ops import (
+    arithmetic,
+    contraction,
+    convert,
+    einsum,
+    indexing,
+    joining,
+    linalg,
+    masking,
+    movement,
+    parts,
+    pointwise,
+    rearranging,
+    reduction,
+    selecting,
+    sorting,
+)

@@ -138,8 +138,8 @@ def _make_plan(
         run = math.prod(shape[d] for d in dims)
         return Plan(math.prod(kept), run, 1, result, kept, None)
     order: list[int] | None = list(range(len(shape)))
-    if not contiguous:
-        order = None if plain else _memory_order(shape, strides)
+    if not contiguous and not plain:
+        order = _memory_order(shape, strides)
     if order is not None:
         left = [d for d in order if d not in reduced]
         gone = [d for d in order if d in reduced]
@@ -190,16 +190,16 @@ def check_input(name: str, x: Any) -> None:
         raise RuntimeError(f"\"{name}\" not implemented for 'Half'")
 
 
-def as_pair(name: str, plan: Plan, dims: tuple[int, ...], x: Tensor) -> None:
-    """Refuse a reduction without identity over no elements."""
+def refuse_empty(name: str, plan: Plan, dim: Any, x: Tensor) -> None:
+    """Refuse a reduction without identity over no elements; `dim` is the user's argument."""
     if plan.run:
         return
-    if len(dims) == x.ndim and len(dims) != 1:
+    if dim is None or dim == ():
         raise RuntimeError(
             f"{name}(): Expected reduction dim to be specified for input.numel() == 0. "
             "Specify the reduction dim with the 'dim' argument."
         )
-    for d in dims:
+    for d in dim if isinstance(dim, tuple | list) else (dim,):
         if x.shape[d] == 0:
             raise IndexError(f"{name}(): Expected reduction dim {d} to have non-zero size.")
 
@@ -281,6 +281,7 @@ class Fold(_Chosen, ReductionOp):
         words: Sequence[int] = (),
         per_chunk: int = 1,
         columns: int = COLUMNS,
+        whole: bool = False,
     ) -> Tensor:
         """Record and run it.
 
@@ -294,9 +295,10 @@ class Fold(_Chosen, ReductionOp):
             words: for the kernel, after the geometry.
             per_chunk: words of partial result of a chunk.
             columns: columns of a block.
+            whole: never cut a run into chunks.
         """
         items, work = plan.items(columns), plan.work(cost, columns)
-        if items == 1 and plan.run > CHUNK and plan.inner == 1:
+        if not whole and items == 1 and plan.run > CHUNK and plan.inner == 1:
             items = -per_chunk * -(-plan.run // CHUNK)
             work = CHUNK * cost // per_chunk
         words = [plan.outer, plan.run, plan.inner, *words]
@@ -315,10 +317,14 @@ class Select(_Chosen, KernelOp):
         shape: Sequence[int] | None = None,
         words: Sequence[int] = (),
         columns: int = COLUMNS,
+        per_chunk: int = 0,
     ) -> Tensor:
-        """Record and run it (see `Fold.fold`)."""
+        """Record and run it (see `Fold.fold`; without `per_chunk` a run is never cut)."""
         geometry = [0, plan.outer, plan.run, plan.inner, *words]
         items, work = plan.items(columns), plan.work(cost, columns)
+        if per_chunk and items == 1 and plan.run > CHUNK and plan.inner == 1:
+            items = -per_chunk * -(-plan.run // CHUNK)
+            work = CHUNK * cost // per_chunk
         return self.launch(inputs, plan.shape if shape is None else shape, dtype, geometry, items, work)
 
 
@@ -384,33 +390,39 @@ def _plus(t, v):
 
 
 @internal_sum
-def _plus_number(t, v):
+def plus_number(t, v):
+    """Sum that passes over NaN."""
     return t + (v if v == v else 0)
 
 
 @internal_sum
-def _plus_square(t, v):
+def plus_square(t, v):
+    """Sum of squares."""
     w = types.float64(v)
     return t + w * w
 
 
 @internal_sum
-def _times(t, v):
+def times(t, v):
+    """Product."""
     return t * v
 
 
 @internal
-def _count(t, v):
+def count(t, v):
+    """Number of elements that are not zero."""
     return t + (v != 0)
 
 
 @internal
-def _both(t, v):
+def both(t, v):
+    """Whether all are not zero."""
     return t & (v != 0)
 
 
 @internal
-def _either(t, v):
+def either(t, v):
+    """Whether one is not zero."""
     return t | (v != 0)
 
 
@@ -527,25 +539,27 @@ def _parts(step: Any, start: Any, merge: Any, finish: Any, acc: Any, out: Any) -
     return _made[key]
 
 
-def _pointer(dtype: int) -> Any:
+def pointer_of(dtype: int) -> Any:
     name = dtypes.ALL[dtype].name
     return getattr(structs, {"float32": "f32", "float64": "f64", "uint8": "u8", "bool": "u8"}.get(name, f"i{name[3:]}"))
 
 
-def sums(step: Any = _plus, finish: Any = as_is, wide: bool = False) -> Callable[[int], dict[str, Any]]:
-    """Placeholders of a sum: float64 accumulators for floating dtypes, int64 for the others."""
+def sums(
+    step: Any = _plus, finish: Any = as_is, start: int = 0, merge: Any = _plus, integer: bool = False
+) -> Callable[[int], dict[str, Any]]:
+    """Placeholders of a sum: float64 accumulators for floating dtypes (unless `integer`), int64 for the others."""
 
     def choose(dtype: int) -> dict[str, Any]:
-        real = dtype <= 1
+        real = dtype <= 1 and not integer
         acc = structs.f64 if real else structs.i64
-        return _parts(step, 0.0 if real else 0, _plus, finish, acc, _pointer(dtype) if real else structs.i64)
+        return _parts(step, float(start) if real else start, merge, finish, acc, pointer_of(dtype) if real else structs.i64)
 
     return choose
 
 
 def tests(step: Any, start: int) -> Callable[[int], dict[str, Any]]:
     """Placeholders of `all` and `any`."""
-    merge = _both if start else _either
+    merge = both if start else either
 
     def choose(dtype: int) -> dict[str, Any]:
         return _parts(step, np.uint8(start), merge, as_is, structs.u8, structs.u8)
@@ -566,7 +580,7 @@ def extremes(largest: bool) -> Callable[[int], dict[str, Any]]:
             low, high = (limits.min, limits.max) if limits else (0, 1)
             start = low if largest else high
         typed_start = (np.uint8 if kind.category == 0 else kind.numpy.type)(start)
-        pointer = _pointer(dtype)
+        pointer = pointer_of(dtype)
         return _parts(step, typed_start, step, as_is, pointer, pointer) | {"STEP": step}
 
     return choose

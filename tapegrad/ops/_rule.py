@@ -120,7 +120,7 @@ class Op:
                 f"{list(broadcast_shapes(self.name, *[t.shape for t in tensors]))}"
             )
         if answer == structs.UNSUPPORTED_DTYPE:
-            raise RuntimeError(f"\"{self.name}\" not implemented for '{tensors[0].dtype.tensor_type}'")
+            raise NotImplementedError(f"\"{self.name}\" not implemented for '{tensors[0].dtype.tensor_type}'")
         if answer == structs.NO_MEMORY:
             raise MemoryError(f"{self.name}: no memory for a result of operands with shapes {shapes}")
         message = {
@@ -303,6 +303,7 @@ class Pointwise(Op):
         public: whether it is a function of the package.
         select: the first input is a bool that chooses between the others.
         same_on_integers: integers are their own result.
+        differentiable: False for a floating op that is declared without a derivative on purpose.
     """
 
     def __init__(
@@ -319,6 +320,7 @@ class Pointwise(Op):
         public: bool = True,
         select: bool = False,
         same_on_integers: bool = False,
+        differentiable: bool = True,
     ) -> None:
         super().__init__(function, structs.SELECT if select else structs.POINTWISE, grad_name, reference)
         self.domain = domain
@@ -326,6 +328,7 @@ class Pointwise(Op):
         self.out = out
         self.arity = len(self.parameters)
         self.same_on_integers = same_on_integers
+        self.differentiable = differentiable
         self._scalars: dict[int, Any] = {}
         row = rt.ops[self.code]
         row["cost"] = cost
@@ -376,17 +379,13 @@ class Pointwise(Op):
         uses = self.partial_uses()
         text = ""
         partials = []
-        for index, (slot, used) in enumerate(uses.items()):
+        for slot, used in uses.items():
             name = f"{label}_partial{slot}"
-            text += _source.partial_text(name, self.derivative, self._position(index, slot))
+            text += _source.partial_text(name, self.derivative, self._position(slot))
             partials.append((slot, name, used))
         text += reverse_source(label, partials, self.input_dtypes(dtype), out)
         kernel = build_kernel(label, text, environment(**scalar_environment(self.derivative, dtype)))
         rt.reverse[self.code, dtype] = kernel
-
-    def _position(self, index: int, slot: int) -> int:
-        assert self.derivative is not None
-        return slot if len(_source.partial_expressions(self.derivative)) > 1 else 0
 
     def partial_uses(self) -> dict[int, list[str]]:
         """For each differentiable input slot, the names its partial uses; a partial of None is no derivative."""
@@ -395,12 +394,14 @@ class Pointwise(Op):
 
         uses = {}
         direct = 0
+        self._positions = {}  # of the partials among the returned expressions, by slot
         expressions = _source.partial_expressions(self.derivative)
         first = 1 if self.kind == structs.SELECT and len(expressions) < self.arity else 0
         for index, expression in enumerate(expressions):
             if isinstance(expression, ast.Constant) and expression.value is None:
                 continue
             slot = index + first
+            self._positions[slot] = index
             uses[slot] = _source.partial_names(self.derivative, index)
             if isinstance(expression, ast.Name) and expression.id == "g":
                 direct |= 1 << slot
@@ -483,7 +484,7 @@ class Pointwise(Op):
         """
         if not common.is_floating_point and self.dtypes == FLOATS:
             return dtypes.get_default_dtype()
-        raise RuntimeError(f"\"{self.name}\" not implemented for '{common.tensor_type}'")
+        raise NotImplementedError(f"\"{self.name}\" not implemented for '{common.tensor_type}'")
 
     def run(self, tensors: Sequence[Tensor], options: int = 0) -> int:
         """Record the op on tensors of one dtype; the id of the result."""

@@ -98,7 +98,11 @@ def _check_leaf(target: Tensor) -> None:
 
 
 def assign(
-    target: Tensor, value: Tensor | None, op: Pointwise | None = None, operands: Sequence[Tensor] = ()
+    target: Tensor,
+    value: Tensor | None,
+    op: Pointwise | None = None,
+    operands: Sequence[Tensor] = (),
+    fresh: bool = False,
 ) -> Tensor:
     """Give `target` a new value on the tape, in the memory it already has.
 
@@ -107,6 +111,7 @@ def assign(
         value: the new value, of its shape after broadcasting; or
         op: the op that computes it from
         operands: these tensors, the first being `target`.
+        fresh: `value` is a new contiguous tensor that nobody else holds, so it need not be copied.
     """
     records = _records(target, [*operands, value])
     if target._base_tensor() is not None and records:
@@ -141,7 +146,8 @@ def assign(
             result = value.to(dtype)
             if result.shape != shape:
                 result = result.expand(shape)
-            result = result.clone()
+            if not fresh or result is not value:
+                result = result.clone()
     except BaseException:
         rt.take_memory(_S, target._id, memory._id)
         raise

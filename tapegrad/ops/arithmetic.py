@@ -171,14 +171,15 @@ def _div_in_place(self: Tensor, other: Any, *, rounding_mode: str | None = None)
     return ops[rounding_mode].in_place(self, other)
 
 
-def _integer_division(op: Pointwise) -> Callable:
+def _integer_division(op: Pointwise, on_integers: Pointwise | None = None) -> Callable:
     # integers have no infinity to give for a division by zero
     def divide(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
-        if not result_type(input, other).is_floating_point:
-            zero = bool((other == 0).any()) if isinstance(other, Tensor) else other == 0
-            if zero:
-                raise RuntimeError("ZeroDivisionError")
-        return op(input, other, out=out)
+        if result_type(input, other).is_floating_point:
+            return op(input, other, out=out)
+        zero = bool((other == 0).any()) if isinstance(other, Tensor) else other == 0
+        if zero:
+            raise RuntimeError("ZeroDivisionError")
+        return (on_integers or op)(input, other, out=out)
 
     divide.__name__ = divide.__qualname__ = op.name
     divide.__doc__ = op.__doc__
@@ -188,7 +189,7 @@ def _integer_division(op: Pointwise) -> Callable:
 floor_divide = _integer_division(pw.floor_divide)
 _trunc_divide = _integer_division(pw.trunc_divide)
 remainder = _integer_division(pw.remainder)
-fmod = _integer_division(pw.fmod)
+fmod = _integer_division(pw.fmod, pw.integer_fmod)
 
 
 # powers

@@ -36,8 +36,8 @@ def _trunc_divide(x, y):
 
 
 @structs.internal
-def _fmod(x, y):
-    return math.fmod(x, y)
+def _integer_fmod(x, y):
+    return x - y * _trunc_divide(x, y)
 
 
 @structs.internal
@@ -171,15 +171,23 @@ def _(g, x, y):
     return g, -g * vecmath.floor(x / y)
 
 
-@pointwise(domain=Domain((-4.0, 4.0), (0.5, 4.0)), reference="numpy:fmod", dtypes=NUMBERS)
+@pointwise(domain=Domain((-4.0, 4.0), (0.5, 4.0)), reference="numpy:fmod", dtypes=FLOATS)
 def fmod(x, y):
     r"""Remainder of the truncated quotient, with the sign of :math:`x`."""
-    return _fmod(x, y)
+    return math.fmod(x, y)
 
 
 @fmod.backward
 def _(g, x, y):
     return g, -g * vecmath.trunc(x / y)
+
+
+@pointwise(
+    domain=Domain((-4.0, 4.0), (0.5, 4.0)), reference="numpy:fmod", dtypes=INTEGERS, method=False, public=False
+)
+def integer_fmod(x, y):
+    r"""`fmod` of integers."""
+    return _integer_fmod(x, y)
 
 
 @pointwise(
@@ -705,7 +713,7 @@ def _(g, x):
     reference=lambda x: _reference("scipy.special:polygamma")(1, x),
     cost=40,
     method=False,
-    public=False,
+    public=False, differentiable=False,
 )
 def trigamma(x):
     r"""Derivative of `digamma`."""
@@ -796,7 +804,7 @@ def _(g):
 # choosing
 
 
-@pointwise(domain=Real(), reference="numpy:minimum", dtypes=NUMBERS, cost=2)
+@pointwise(domain=Real(), reference="numpy:minimum", dtypes=ALL, cost=2)
 def minimum(x, y):
     r"""The smaller of two; NaN if either is. Equal values share the gradient."""
     return x if x < y or x != x else y
@@ -807,7 +815,7 @@ def _(g, x, y):
     return g if x < y else (g / 2 if x == y else 0), g if y < x else (g / 2 if x == y else 0)
 
 
-@pointwise(domain=Real(), reference="numpy:maximum", dtypes=NUMBERS, cost=2)
+@pointwise(domain=Real(), reference="numpy:maximum", dtypes=ALL, cost=2)
 def maximum(x, y):
     r"""The larger of two; NaN if either is. Equal values share the gradient."""
     return x if x > y or x != x else y

@@ -1,0 +1,574 @@
+"""Folds with two accumulators (variance, log-sum-exp, product), and kernels that look for the place of an extreme value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+
+from tapegrad.engine import structs
+from tapegrad.engine.structs import (
+    ADJOINT_OFFSET,
+    STORE_OFFSET,
+    buffer_of,
+    f64,
+    i64,
+    internal,
+    internal_sum,
+    row_at,
+    stack_block,
+    state_at,
+)
+from tapegrad.engine.vecmath import exp, log, pow
+from tapegrad.ops._fold import CHUNK, COLUMNS, PAIR_COLUMNS, larger
+
+# elements of a stretch that is read twice and must stay in the L1 cache; rows of a slab of columns
+STRETCH = 2048
+SLAB = 32
+
+P = T = OUT = SIZE = G = ROW = PAIR = SLAB_FOLD = MERGE = FINISH = SECOND = BETTER = STEP = VALUES = SHARED = None
+
+
+def pair_row(stretch: Any, merge: Any) -> Any:
+    """A function that folds `n` elements from ``x[0]`` on into a pair, stretch by stretch."""
+
+    @internal
+    def row(x, n):
+        a, b = stretch(x, 0, min(n, STRETCH))
+        for first in range(STRETCH, n, STRETCH):
+            last = min(first + STRETCH, n)
+            c, d = stretch(x, first, last)
+            a, b = merge(a, b, first, c, d, last - first)
+        return a, b
+
+    return row
+
+
+def pair_kernel(S, row, start, stop):
+    """Forward kernel of every fold into a pair: PAIR, SLAB_FOLD, MERGE, FINISH for the result, SECOND for what the derivative needs."""
+    r = row_at(row)
+    words = i64(r.attr)
+    parameter = f64(r.attr)[5]
+    outer, run, inner = words[G], words[G + 1], words[G + 2]
+    x = buffer_of(S, r.in0).data
+    out = P(buffer_of(S, r.out).data)
+    second = P(buffer_of(S, r.in1).data if r.in1 else 0)
+    if words[2] < 0:
+        parts = f64(state_at(S).scratch)
+        if start < 0:
+            a, b = parts[0], parts[1]
+            for k in range(1, stop // 2):
+                first = k * CHUNK
+                a, b = MERGE(a, b, first, parts[2 * k], parts[2 * k + 1], min(CHUNK, run - first))
+            out[0] = FINISH(a, b, parameter)
+            if r.in1:
+                second[0] = SECOND(a, b)
+            return
+        for k in range(start + (start & 1), stop, 2):
+            first = (k // 2) * CHUNK
+            a, b = PAIR(P(x + first * SIZE), min(CHUNK, run - first))
+            parts[k] = a
+            parts[k + 1] = b
+        return
+    if inner == 1:
+        for o in range(start, stop):
+            a, b = PAIR(P(x + o * run * SIZE), run)
+            out[o] = FINISH(a, b, parameter)
+            if r.in1:
+                second[o] = SECOND(a, b)
+        return
+    blocks = (inner + PAIR_COLUMNS - 1) // PAIR_COLUMNS
+    total = stack_block()
+    total_a, total_b = f64(total), f64(total + 8 * PAIR_COLUMNS)
+    part = stack_block()
+    part_a, part_b = f64(part), f64(part + 8 * PAIR_COLUMNS)
+    for k in range(start, stop):
+        o = k // blocks
+        c = (k - o * blocks) * PAIR_COLUMNS
+        m = min(PAIR_COLUMNS, inner - c)
+        base = o * run * inner + c
+        SLAB_FOLD(P(x + base * SIZE), min(run, SLAB), inner, m, total_a, total_b)
+        for first in range(SLAB, run, SLAB):
+            rows = min(SLAB, run - first)
+            SLAB_FOLD(P(x + (base + first * inner) * SIZE), rows, inner, m, part_a, part_b)
+            for j in range(m):
+                total_a[j], total_b[j] = MERGE(total_a[j], total_b[j], first, part_a[j], part_b[j], rows)
+        for j in range(m):
+            out[o * inner + c + j] = FINISH(total_a[j], total_b[j], parameter)
+        if r.in1:
+            for j in range(m):
+                second[o * inner + c + j] = SECOND(total_a[j], total_b[j])
+
+
+# mean and sum of squared deviations
+
+
+@internal_sum
+def _deviations(x, first, last):
+    n = last - first
+    total = 0.0
+    for i in range(first, last):
+        total += x[i]
+    mean = total / n
+    squares = 0.0
+    for i in range(first, last):
+        d = x[i] - mean
+        squares += d * d
+    return mean, squares
+
+
+@internal
+def _merge_deviations(a, b, n, c, d, m):
+    delta = c - a
+    share = m / (n + m)
+    return a + delta * share, b + d + delta * delta * (n * share)
+
+
+@internal_sum
+def _slab_deviations(x, rows, stride, m, a, b):
+    for j in range(m):
+        a[j] = 0.0
+        b[j] = 0.0
+    for r in range(rows):
+        for j in range(m):
+            a[j] += x[r * stride + j]
+    for j in range(m):
+        a[j] /= rows
+    for r in range(rows):
+        for j in range(m):
+            d = x[r * stride + j] - a[j]
+            b[j] += d * d
+
+
+@internal
+def _variance(a, b, divisor):
+    return b / max(divisor, 0.0)
+
+
+@internal
+def _deviation(a, b, divisor):
+    return math.sqrt(b / max(divisor, 0.0))
+
+
+@internal
+def _first(a, b):
+    return a
+
+
+# product of the elements that are not zero, and the number of zeros; infinite ones count as MANY, for their product with a zero is NaN
+MANY = 2.0**40
+
+
+@internal_sum
+def _products(x, first, last):
+    product = 1.0
+    zeros = 0.0
+    for i in range(first, last):
+        v = x[i]
+        product *= 1.0 if v == 0 else v
+        zeros += (1.0 if v == 0 else 0.0) + (MANY if abs(v) == math.inf else 0.0)
+    return product, zeros
+
+
+@internal
+def _merge_products(a, b, n, c, d, m):
+    return a * c, b + d
+
+
+@internal_sum
+def _slab_products(x, rows, stride, m, a, b):
+    for j in range(m):
+        a[j] = 1.0
+        b[j] = 0.0
+    for r in range(rows):
+        for j in range(m):
+            v = x[r * stride + j]
+            a[j] *= 1.0 if v == 0 else v
+            b[j] += (1.0 if v == 0 else 0.0) + (MANY if abs(v) == math.inf else 0.0)
+
+
+@internal
+def _product(a, b, parameter):
+    zeros = b - math.floor(b / MANY) * MANY
+    if zeros == 0 or a != a:
+        return a
+    return math.nan if b >= MANY else 0.0
+
+
+@internal
+def _product_of_others(a, b):
+    # what an only zero is multiplied by
+    return 0.0 if b - math.floor(b / MANY) * MANY > 1 else a
+
+
+# largest element, and the sum of exponentials below it
+
+
+def _exponentials(dtype: int) -> tuple[Any, Any]:
+    real = types.float32 if dtype == 0 else types.float64
+    @internal_sum
+    def sum_of(x, first, last, shift):
+        total = 0.0
+        for i in range(first, last):
+            total += exp(x[i] - shift)
+        return total
+
+    @internal
+    def stretch(x, first, last):
+        top = real(-math.inf)
+        for i in range(first, last):
+            top = larger(top, x[i])
+        shift = real(0.0) if abs(top) == math.inf else top
+        return types.float64(top), sum_of(x, first, last, shift)
+
+    @internal_sum
+    def slab(x, rows, stride, m, a, b):
+        for j in range(m):
+            a[j] = -math.inf
+            b[j] = 0.0
+        for r in range(rows):
+            for j in range(m):
+                a[j] = larger(a[j], types.float64(x[r * stride + j]))
+        for r in range(rows):
+            for j in range(m):
+                shift = 0.0 if abs(a[j]) == math.inf else a[j]
+                b[j] += exp(x[r * stride + j] - real(shift))
+
+    return stretch, slab
+
+
+@internal
+def _merge_exponentials(a, b, n, c, d, m):
+    top = larger(a, c)
+    left = b if a == top else b * exp(a - top)
+    right = d if c == top else d * exp(c - top)
+    return top, left + right
+
+
+@internal
+def _log_sum(a, b, parameter):
+    return a + log(b)
+
+
+# root of a sum
+
+
+@internal_sum
+def _sum_alone(x, first, last):
+    total = 0.0
+    for i in range(first, last):
+        total += x[i]
+    return 0.0, total
+
+
+@internal
+def _merge_sums(a, b, n, c, d, m):
+    return 0.0, b + d
+
+
+@internal_sum
+def _slab_sums(x, rows, stride, m, a, b):
+    for j in range(m):
+        a[j] = 0.0
+        b[j] = 0.0
+    for r in range(rows):
+        for j in range(m):
+            b[j] += x[r * stride + j]
+
+
+@internal
+def _root(a, b, order):
+    return pow(b, 1.0 / order)
+
+
+def roots(dtype: int) -> dict[str, Any]:
+    """Placeholders of the root of a sum of powers."""
+    return _pair(_sum_alone, _slab_sums, _merge_sums, _root, _first)
+
+
+def _pair(stretch: Any, slab: Any, merge: Any, finish: Any, second: Any) -> dict[str, Any]:
+    return {
+        "PAIR": pair_row(stretch, merge),
+        "SLAB_FOLD": slab,
+        "MERGE": merge,
+        "FINISH": finish,
+        "SECOND": second,
+    }
+
+
+def variances(root: bool) -> Callable[[int], dict[str, Any]]:
+    """Placeholders of `var` and `std`."""
+    finish = _deviation if root else _variance
+    made = _pair(_deviations, _slab_deviations, _merge_deviations, finish, _first)
+    return lambda dtype: made
+
+
+def products(dtype: int) -> dict[str, Any]:
+    """Placeholders of `prod` of floating dtypes."""
+    return _pair(_products, _slab_products, _merge_products, _product, _product_of_others)
+
+
+def exponentials(dtype: int) -> dict[str, Any]:
+    """Placeholders of `logsumexp`."""
+    stretch, slab = _exponentials(dtype)
+    return _pair(stretch, slab, _merge_exponentials, _log_sum, _first)
+
+
+# extremes with the number of elements that share them
+
+
+@internal_sum
+def _count_equal(x, n, value):
+    count = 0
+    for i in range(n):
+        count += _same(x[i], value)
+    return count
+
+
+@internal
+def _same(v, w):
+    return (v == w) | ((v != v) & (w != w))
+
+
+def extreme_kernel(S, row, start, stop):
+    """Forward kernel of `amax` and `amin`: the value and, into the second input if there is one, how many elements have it."""
+    r = row_at(row)
+    words = i64(r.attr)
+    outer, run, inner = words[G], words[G + 1], words[G + 2]
+    x = buffer_of(S, r.in0).data
+    out = P(buffer_of(S, r.out).data)
+    shared = P(buffer_of(S, r.in1).data if r.in1 else 0)
+    if words[2] < 0:
+        parts = state_at(S).scratch
+        if start < 0:
+            t = P(parts)[0]
+            count = i64(parts)[1]
+            for k in range(1, stop // 2):
+                v = P(parts + 16 * k)[0]
+                best = STEP(t, v)
+                if _same(v, t):
+                    count += i64(parts + 16 * k)[1]
+                elif not _same(best, t):
+                    count = i64(parts + 16 * k)[1]
+                t = best
+            out[0] = t
+            if r.in1:
+                shared[0] = count
+            return
+        for k in range(start + (start & 1), stop, 2):
+            first = (k // 2) * CHUNK
+            n = min(CHUNK, run - first)
+            t = ROW(P(x + first * SIZE), n)
+            P(parts + 8 * k)[0] = t
+            if r.in1:
+                i64(parts + 8 * k)[1] = _count_equal(P(x + first * SIZE), n, t)
+        return
+    if inner == 1:
+        for o in range(start, stop):
+            t = ROW(P(x + o * run * SIZE), run)
+            out[o] = t
+            if r.in1:
+                shared[o] = _count_equal(P(x + o * run * SIZE), run, t)
+        return
+    blocks = (inner + COLUMNS - 1) // COLUMNS
+    acc = P(stack_block())
+    count = i64(stack_block())
+    for k in range(start, stop):
+        o = k // blocks
+        c = (k - o * blocks) * COLUMNS
+        m = min(COLUMNS, inner - c)
+        v = P(x + (o * run * inner + c) * SIZE)
+        BLOCK(v, run, inner, m, acc)
+        for j in range(m):
+            out[o * inner + c + j] = acc[j]
+        if r.in1:
+            for j in range(m):
+                count[j] = 0
+            for q in range(run):
+                for j in range(m):
+                    count[j] += _same(v[q * inner + j], acc[j])
+            for j in range(m):
+                shared[o * inner + c + j] = count[j]
+
+
+BLOCK = None
+
+
+# where the extreme is
+
+
+@internal
+def _is_larger(v, best):
+    return (v > best) | ((v != v) & (best == best))
+
+
+@internal
+def _is_smaller(v, best):
+    return (v < best) | ((v != v) & (best == best))
+
+
+def better_than(largest: bool) -> Any:
+    """Whether a value replaces the best so far; the first NaN beats all."""
+    return _is_larger if largest else _is_smaller
+
+
+@internal
+def _place_of(x, n, value):
+    for i in range(n):
+        if x[i] == value or (value != value and x[i] != x[i]):
+            return i
+    return 0
+
+
+def place_kernel(S, row, start, stop):
+    """Forward kernel of `argmax` and of ``max(dim)``: places into the result, or with VALUES into the second input."""
+    r = row_at(row)
+    words = i64(r.attr)
+    outer, run, inner = words[G], words[G + 1], words[G + 2]
+    x = buffer_of(S, r.in0).data
+    places = i64(buffer_of(S, r.in1 if VALUES else r.out).data)
+    values = P(buffer_of(S, r.out).data)
+    if words[2] < 0:
+        parts = i64(state_at(S).scratch)
+        v = P(x)
+        if start < 0:
+            best = parts[0]
+            for k in range(1, stop):
+                if BETTER(v[parts[k]], v[best]):
+                    best = parts[k]
+            places[0] = best
+            return
+        for k in range(start, stop):
+            n = min(CHUNK, run - k * CHUNK)
+            part = P(x + k * CHUNK * SIZE)
+            parts[k] = k * CHUNK + _place_of(part, n, ROW(part, n))
+        return
+    if inner == 1:
+        for o in range(start, stop):
+            v = P(x + o * run * SIZE)
+            best = ROW(v, run)
+            places[o] = _place_of(v, run, best)
+            if VALUES:
+                values[o] = best
+        return
+    blocks = (inner + COLUMNS - 1) // COLUMNS
+    acc = P(stack_block())
+    where = i64(stack_block())
+    for k in range(start, stop):
+        o = k // blocks
+        c = (k - o * blocks) * COLUMNS
+        m = min(COLUMNS, inner - c)
+        v = P(x + (o * run * inner + c) * SIZE)
+        for j in range(m):
+            acc[j] = v[j]
+            where[j] = 0
+        for q in range(1, run):
+            for j in range(m):
+                w = v[q * inner + j]
+                found = BETTER(w, acc[j])
+                acc[j] = w if found else acc[j]
+                where[j] = q if found else where[j]
+        for j in range(m):
+            places[o * inner + c + j] = where[j]
+            if VALUES:
+                values[o * inner + c + j] = acc[j]
+
+
+def place_reverse(S, row, start, stop):
+    """Reverse kernel of ops that pick one element of each run: its adjoint goes to the element at the recorded place."""
+    r = row_at(row)
+    words = i64(r.attr)
+    outer, run, inner = words[G], words[G + 1], words[G + 2]
+    g = P(buffer_of(S, r.out).adj)
+    places = i64(buffer_of(S, r.in1).data)
+    adjoint = P(i64(S + ADJOINT_OFFSET)[0])
+    fresh = i64(S + STORE_OFFSET)[0] == 1
+    width = 1 if inner == 1 else COLUMNS
+    blocks = (inner + width - 1) // width
+    for k in range(start, stop):
+        o = k // blocks
+        c = (k - o * blocks) * width
+        m = min(width, inner - c)
+        base = o * run * inner + c
+        if fresh:
+            for q in range(run):
+                for j in range(m):
+                    adjoint[base + q * inner + j] = 0
+        for j in range(m):
+            adjoint[base + places[o * inner + c + j] * inner + j] += g[o * inner + c + j]
+
+
+def median_kernel(S, row, start, stop):
+    """Forward kernel of `median`: the lower middle element of each run, NaN if there is one, and its first
+    place or, with SHARED, how many elements have it."""
+    r = row_at(row)
+    words = i64(r.attr)
+    outer, run, inner = words[G], words[G + 1], words[G + 2]
+    v = P(buffer_of(S, r.in0).data)
+    out = P(buffer_of(S, r.out).data)
+    places = i64(buffer_of(S, r.in1).data if r.in1 else 0)
+    shared = P(buffer_of(S, r.in1).data if r.in1 else 0)
+    width = 1 if inner == 1 else COLUMNS
+    blocks = (inner + width - 1) // width
+    memory = structs_malloc(run * SIZE)
+    work = P(memory)
+    for k in range(start, stop):
+        o = k // blocks
+        c = (k - o * blocks) * width
+        for j in range(c, min(c + width, inner)):
+            base = o * run * inner + j
+            value = v[base]
+            bad = False
+            for q in range(run):
+                work[q] = v[base + q * inner]
+                if work[q] != work[q] and not bad:
+                    bad = True
+                    value = work[q]
+            if not bad:
+                value = _selected(work, run, (run - 1) // 2)
+            out[o * inner + j] = value
+            if SHARED and r.in1:
+                count = 0
+                for q in range(run):
+                    count += _same(v[base + q * inner], value)
+                shared[o * inner + j] = count
+            elif r.in1:
+                for q in range(run):
+                    w = v[base + q * inner]
+                    if w == value or (bad and w != w):
+                        places[o * inner + j] = q
+                        break
+    structs_free(memory)
+
+
+structs_malloc, structs_free = structs.malloc, structs.free
+
+
+@internal
+def _selected(a, n, k):
+    # Hoare's quickselect
+    low, high = 0, n - 1
+    while low < high:
+        pivot = a[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while a[i] < pivot:
+                i += 1
+            while a[j] > pivot:
+                j -= 1
+            if i <= j:
+                t = a[i]
+                a[i] = a[j]
+                a[j] = t
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            return a[k]
+    return a[k]
+

@@ -1,0 +1,331 @@
+"""Op classes of the matrix products: shared kernels, and launch plans remembered by the operands' layouts."""
+
+from __future__ import annotations
+
+import inspect
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tapegrad import dtypes
+from tapegrad.engine.blas import bind_product, leading
+from tapegrad.engine.kernels import build_typed
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_META
+from tapegrad.ops import _matmul
+from tapegrad.ops._kernel import KernelOp
+from tapegrad.ops._rule import NUMBERS, struct_bits
+from tapegrad.tensor import Tensor, layout_facts, wrap
+
+_S = rt.S
+# a buffer's layout and dtype, without its flags
+KEY = ~0xFF00
+_MAX_PLANS = 1 << 14
+
+# how PyTorch's older routines name dtypes
+_C_NAMES = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "c10::Half",
+    "int8": "signed char",
+    "int16": "short",
+    "int32": "int",
+    "int64": "long int",
+    "uint8": "unsigned char",
+    "bool": "bool",
+}
+
+# opcode, layout and dtype code of the result, and the attribute block to copy
+Plan = tuple[int, int, int, int]
+
+_templates: dict[tuple[int, ...], int] = {}
+
+
+def c_name(d: dtypes.dtype) -> str:
+    """A dtype as C++ calls it."""
+    return _C_NAMES[d.name]
+
+
+def need_tensor(name: str, argument: str, position: int, value: Any) -> None:
+    """Refuse anything but a tensor.
+
+    Raises:
+        TypeError: naming the function and the argument.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}(): argument '{argument}' (position {position}) must be Tensor, not {type(value).__name__}"
+        )
+
+
+def need_kernel(routine: str, d: dtypes.dtype) -> None:
+    """Refuse dtypes that have no product.
+
+    Raises:
+        NotImplementedError: naming the routine and the dtype.
+    """
+    if d not in NUMBERS:
+        raise NotImplementedError(f"\"{routine}\" not implemented for '{d.tensor_type}'")
+
+
+def template(*words: int) -> int:
+    """Address of an attribute block that launches copy."""
+    block = _templates.get(words)
+    if block is None:
+        block = _templates[words] = rt.attributes(0, *words)
+    return block
+
+
+def is_readable(t: Tensor) -> bool:
+    """Whether BLAS can read a tensor's matrices in place, and its leading dims are no scattered rows."""
+    shape, strides, contiguous = layout_facts(rt.look(_S, t._id, LOOK_META) >> 16)
+    if contiguous or t.numel() < 2:
+        return True
+    if len(shape) == 1:
+        return strides[0] > 0
+    return leading.py_func(*shape[-2:], *strides[-2:]) != 0
+
+
+def folds(t: Tensor) -> bool:
+    """Whether all dims but the last of a tensor are evenly spaced rows."""
+    shape, strides, contiguous = layout_facts(rt.look(_S, t._id, LOOK_META) >> 16)
+    if contiguous:
+        return True
+    rows = [(n, s) for n, s in zip(shape[:-1], strides[:-1], strict=True) if n != 1]
+    return all(s == rows[d + 1][0] * rows[d + 1][1] for d, (_, s) in enumerate(rows[:-1]))
+
+
+class ProductOp(KernelOp):
+    """A matrix product of two operands.
+
+    The declared function takes the op and the operands, checks them, and returns the result's shape.
+
+    Args:
+        routine: PyTorch's name of it in dtype errors.
+        transposed: whether the second operand is read with its last two dims exchanged.
+    """
+
+    kernels = (_matmul.product_forward, _matmul.product_reverse)
+
+    def __init__(self, function: Callable, *, routine: str, transposed: bool = False, **options: Any) -> None:
+        super().__init__(function, **options)
+        self.routine = routine
+        self.transposed = transposed
+        self.plans: dict[tuple[int, ...], Plan] = {}
+        self.argument_names = list(inspect.signature(function).parameters)[1:]
+        self.forward(self.kernels[0])
+        self.reverse_kernel(self.kernels[1])
+        self.declare_derivative()
+
+    def declare_derivative(self) -> None:
+        """What is saved, and the derivative over tensors."""
+        transposed = self.transposed
+
+        def derivative(g, a, b, need):
+            return product_parts(g, a, b, need, transposed)
+
+        self.backward(derivative)
+        self.saves(lambda need: ["b"] * (need & 1) + ["a"] * (need >> 1 & 1))
+
+    def load_forward(self, dtype: int) -> None:
+        """Build or load the forward kernel for a dtype code; all products share it."""
+        bind_product(dtype)
+        rt.forward[self.code, dtype] = build_typed(self.kernels[0], dtype)
+
+    def load_reverse(self, dtype: int) -> None:
+        """Build or load the reverse kernel for a dtype code."""
+        bind_product(dtype)
+        rt.reverse[self.code, dtype] = build_typed(self.kernels[1], dtype)
+
+    def __call__(self, *args: Any, out: Tensor | None = None, **named: Any) -> Any:
+        if named:
+            args = self._bound(args, named)
+        if len(args) != 2:
+            raise TypeError(f"{self.name}() takes 2 positional arguments but {len(args)} were given")
+        result = self.multiply(*args)
+        return result if out is None else out.copy_(result)  # type: ignore[attr-defined]
+
+    def _bound(self, args: Sequence[Any], named: dict[str, Any]) -> tuple:
+        values = dict(zip(self.argument_names, args, strict=False))
+        for name, value in named.items():
+            if name not in self.argument_names or name in values:
+                raise TypeError(f"{self.name}() got an unexpected keyword argument '{name}'")
+            values[name] = value
+        return tuple(values[n] for n in self.argument_names if n in values)
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        """Record and run the product."""
+        try:
+            key = (rt.look(_S, a._id, LOOK_META) & KEY, rt.look(_S, b._id, LOOK_META) & KEY)
+        except AttributeError:
+            for position, (name, value) in enumerate(zip(self.argument_names, (a, b), strict=True), 1):
+                need_tensor(self.name, name, position, value)
+            raise
+        plan = self.plans.get(key)
+        return run(plan, self, a, b) if plan is not None else self.first_run(self.plans, key, a, b)
+
+    def first_run(self, plans: dict, key: tuple[int, ...], a: Tensor, b: Tensor) -> Tensor:
+        """Check the operands, copy those BLAS cannot read, and remember the plan of operands it can.
+
+        Raises:
+            RuntimeError: for shapes and dtypes that do not fit.
+        """
+        shape = self.function(self, a, b)
+        need_kernel(self.routine, a.dtype)
+        x = a if is_readable(a) and (b.ndim > 2 or a.ndim < 3 or folds(a)) else a.contiguous()  # type: ignore[attr-defined]
+        y = b if is_readable(b) else b.contiguous()  # type: ignore[attr-defined]
+        plan = self.plan(shape, x, y)
+        if x is a and y is b:
+            if len(plans) >= _MAX_PLANS:
+                plans.clear()
+            plans[key] = plan
+        return run(plan, self, x, y)
+
+    def plan(self, shape: Sequence[int], a: Tensor, b: Tensor) -> Plan:
+        """How to launch the op on such operands."""
+        items, work = split(a, b, self.transposed)
+        block = template(items, work, int(self.transposed))
+        return self.code, rt.layout(tuple(shape)), a.dtype.code, block
+
+
+def run(plan: Plan, op: KernelOp, a: Tensor, b: Tensor) -> Tensor:
+    """Record and run a product by its plan."""
+    code, layout, dtype, block = plan
+    while True:
+        attributes = rt.copy_attributes(_S, block)
+        k = rt.record_kernel(_S, code, a._id, b._id, 0, layout, dtype, attributes)
+        if k > 0:
+            return wrap(k)
+        rt.free_block(_S, attributes)
+        op.refuse(k, (a, b))
+
+
+def split(a: Tensor, b: Tensor, transposed: bool) -> tuple[int, int]:
+    """Work items of a product, and the work of one: an item a batch entry where no operand is shared between them."""
+    batch = a.shape[:-2]
+    if not batch or batch != b.shape[:-2]:
+        return 1, 4
+    count = batch.numel()
+    n = b.shape[-2] if transposed else b.shape[-1]
+    # large products are shared among cores by BLAS itself
+    flops = a.shape[-2] * a.shape[-1] * n
+    if count < 2 or flops > BATCH_LIMIT:
+        return 1, 4
+    return count, max(flops // 2, 1) + 100
+
+
+# multiplications in a batch entry above which BLAS uses all cores well by itself
+BATCH_LIMIT = 1 << 24
+
+
+class AffineOp(ProductOp):
+    """A matrix product added to a third tensor, ``beta input + alpha a b``.
+
+    The declared function takes the op, the three operands, and returns the result's shape.
+    """
+
+    kernels = (_matmul.affine_forward, _matmul.affine_reverse)
+
+    def declare_derivative(self) -> None:
+        """What is saved, and the derivative over tensors."""
+        transposed = self.transposed
+
+        def derivative(g, a, b, need, words):
+            return affine_parts(g, a, b, need, words, transposed)
+
+        self.backward(derivative)
+        self.saves(lambda need: ["b"] * (need >> 1 & 1) + ["a"] * (need >> 2 & 1))
+
+    def __call__(
+        self, *args: Any, beta: Any = 1, alpha: Any = 1, out: Tensor | None = None, **named: Any
+    ) -> Any:
+        if named:
+            args = self._bound(args, named)
+        if len(args) != 3:
+            raise TypeError(f"{self.name}() takes 3 positional arguments but {len(args)} were given")
+        result = self.add_product(*args, beta, alpha)
+        return result if out is None else out.copy_(result)  # type: ignore[attr-defined]
+
+    def add_product(self, x: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
+        """Record and run ``beta x + alpha a b``."""
+        try:
+            key = (
+                rt.look(_S, x._id, LOOK_META) & KEY,
+                rt.look(_S, a._id, LOOK_META) & KEY,
+                rt.look(_S, b._id, LOOK_META) & KEY,
+                beta,
+                alpha,
+            )
+        except AttributeError:
+            for position, (name, value) in enumerate(zip(self.argument_names, (x, a, b), strict=True), 1):
+                need_tensor(self.name, name, position, value)
+            raise
+        plan = self.plans.get(key)
+        if plan is None:
+            shape = self.function(self, x, a, b)
+            need_kernel(self.routine, a.dtype)
+            if not (is_readable(a) and (b.ndim > 2 or a.ndim < 3 or folds(a))):
+                return self.add_product(x, a.contiguous(), b, beta, alpha)  # type: ignore[attr-defined]
+            if not is_readable(b):
+                return self.add_product(x, a, b.contiguous(), beta, alpha)  # type: ignore[attr-defined]
+            items, work = split(a, b, self.transposed)
+            if x.shape != tuple(shape):
+                items, work = 1, 4
+            words = (items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta)))
+            plan = (self.code, rt.layout(tuple(shape)), a.dtype.code, template(*words))
+            if len(self.plans) >= _MAX_PLANS:
+                self.plans.clear()
+            self.plans[key] = plan
+        code, layout, dtype, block = plan
+        while True:
+            attributes = rt.copy_attributes(_S, block)
+            k = rt.record_kernel(_S, code, x._id, a._id, b._id, layout, dtype, attributes)
+            if k > 0:
+                return wrap(k)
+            rt.free_block(_S, attributes)
+            self.refuse(k, (x, a, b))
+
+
+def product_parts(g: Any, a: Any, b: Any, need: int, transposed: bool) -> tuple:
+    """The derivative of a product over tensors, to be summed to the operands' shapes where those were broadcast.
+
+    Args:
+        g: adjoint of the result.
+        a: first operand, if the second one's part is needed.
+        b: second operand, if the first one's part is needed.
+        need: which parts.
+        transposed: whether `b` was read transposed.
+    """
+    return (
+        _left_part(g, b, transposed) if need & 1 else None,
+        _right_part(g, a, transposed) if need & 2 else None,
+    )
+
+
+def _left_part(g: Any, b: Any, transposed: bool) -> Any:
+    if transposed:
+        return g @ b
+    if b.ndim == 1:
+        return g.unsqueeze(-1) * b
+    if g.ndim == b.ndim - 1:  # the first operand was a vector
+        return (g.unsqueeze(-2) @ b.mT).squeeze(-2)
+    return g @ b.mT
+
+
+def _right_part(g: Any, a: Any, transposed: bool) -> Any:
+    if transposed:
+        rows = a.shape[:-1].numel()
+        return g.reshape(rows, g.shape[-1]).mT @ a.reshape(rows, a.shape[-1])
+    if a.ndim == 1:
+        return a.unsqueeze(-1) * g.unsqueeze(-2) if g.ndim else a * g
+    if g.ndim == a.ndim - 1:  # the second operand was a vector
+        return (a.mT @ g.unsqueeze(-1)).squeeze(-1)
+    return a.mT @ g
+
+
+def affine_parts(g: Any, a: Any, b: Any, need: int, words: Sequence[int], transposed: bool) -> tuple:
+    """The derivative of an affine product over tensors; see `product_parts`."""
+    alpha, beta = (struct.unpack("<d", struct.pack("<q", w))[0] for w in words[1:3])
+    first = (g if beta == 1 else g * beta) if need & 1 else None
+    scaled = g if alpha == 1 else g * alpha
+    return (first, *product_parts(scaled, a, b, need >> 1, transposed))

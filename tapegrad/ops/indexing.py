@@ -1,0 +1,575 @@
+"""Square brackets: basic indexing gives views, masks and integer arrays give copies; and assignment to either."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tapegrad import dtypes, errors
+from tapegrad.engine import structs
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_META
+from tapegrad.ops._kernel import empty, kernel_op
+from tapegrad.ops._rows import put_rows, putting, take_rows, taking
+from tapegrad.ops._rule import constant
+from tapegrad.ops._view import Geometry, ViewOp, contiguous_geometry, record_view
+from tapegrad.ops._write import _records, assign
+from tapegrad.ops.joining import check_tensor, export
+from tapegrad.ops.movement import narrow, one_of, part_of, select, unsqueeze
+from tapegrad.tensor import Tensor, layout_facts
+
+_S = rt.S
+_new = object.__new__
+_PLAIN = frozenset((int, type(None)))
+_FULL = (slice, None, None, None)
+_ZERO_DIM = (
+    "invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ to convert a 0-dim tensor to a "
+    "number"
+)
+
+
+# views
+
+
+def _indexed(geometry: Geometry, tokens: tuple) -> Geometry:
+    """The geometry of a basic index: an int, a ``(slice, start, stop, step)``, None or Ellipsis a token.
+
+    Raises:
+        IndexError: for an int out of range, or too many tokens.
+    """
+    ndim = len(geometry.shape)
+    used = sum(1 for t in tokens if t is not None and t is not Ellipsis)
+    if used > ndim:
+        if ndim == 0:
+            raise IndexError(_ZERO_DIM)
+        raise IndexError(f"too many indices for tensor of dimension {ndim}")
+    d = 0
+    seen = False
+    for token in tokens:
+        if token is None:
+            shape, strides, offset = geometry
+            step = shape[d] * strides[d] if d < len(shape) else 1
+            geometry = Geometry((*shape[:d], 1, *shape[d:]), (*strides[:d], step, *strides[d:]), offset)
+            d += 1
+        elif token is Ellipsis:
+            if not seen:
+                d += ndim - used
+            seen = True
+        elif type(token) is int:
+            n = geometry.shape[d]
+            if not -n <= token < n:
+                raise IndexError(f"index {token} is out of bounds for dimension {d} with size {n}")
+            geometry = one_of(geometry, d, token % n)
+        else:
+            _, start, stop, step = token
+            if step is not None and step <= 0:
+                raise ValueError("step must be greater than zero")
+            n = geometry.shape[d]
+            first, last, jump = slice(start, stop, step).indices(n)
+            length = max(-(-(last - first) // jump), 0)
+            if length != n or first:
+                geometry = part_of(geometry, d, first if length else min(first, n), length, jump)
+            d += 1
+    return geometry
+
+
+_index_reference = lambda x, tokens: x[tuple(slice(*t[1:]) if type(t) is tuple else t for t in tokens)]
+_alias = ViewOp(_indexed, "AliasBackward0", _index_reference, [((2, 3), ((Ellipsis,),))])
+
+
+def _code_of(tokens: tuple) -> int:
+    # the last step that changes something names the view, as if steps were taken one by one
+    for token in reversed(tokens):
+        if token is None:
+            return unsqueeze.code
+        if type(token) is int:
+            return select.code
+        if type(token) is tuple and token != _FULL:
+            return narrow.code
+    return narrow.code if any(type(t) is tuple for t in tokens) else _alias.code
+
+
+@functools.lru_cache(4096)
+def _plan(layout: int, tokens: tuple) -> tuple[int, int, int, int, int, Geometry]:
+    """What `record_view` has to know of a basic index of a tensor with this layout."""
+    shape, strides, contiguous = layout_facts(layout)
+    shown = _indexed(Geometry(shape, strides, 0), tokens)
+    where = shown if contiguous else _indexed(contiguous_geometry(shape), tokens)
+    return (
+        _code_of(tokens),
+        rt.strided_layout(shown.shape, shown.strides),
+        shown.offset,
+        rt.strided_layout(where.shape, where.strides),
+        where.offset,
+        where,
+    )
+
+
+_step = functools.lru_cache(4096)(_indexed)
+
+
+def _basic(x: Tensor, tokens: tuple) -> Tensor:
+    """The view of a basic index."""
+    meta = rt.look(_S, x._id, LOOK_META)
+    code, layout, offset, where, where_offset, geometry = _plan(meta >> 16, tokens)
+    # without a gradient nothing reads where the view lies
+    attributes = rt.view_attributes(_S, where, where_offset) if meta & 256 else 0
+    k = rt.record_view(_S, code, x._id, layout, offset, attributes, 1)
+    if k <= 0:
+        rt.free_block(_S, attributes)
+        shape, strides, _ = layout_facts(meta >> 16)
+        shown = _indexed(Geometry(shape, strides, 0), tokens)
+        return record_view(code, x, shown, geometry, lambda g: _indexed(g, tokens))
+    view = _new(Tensor)
+    view._id = k
+    if rt.look(_S, k, LOOK_META) & 512:
+        base = x._base_tensor()
+        if base is None:
+            view._base = x
+            view._where = geometry
+        else:
+            view._base = base
+            view._where = None if x._where is None else _step(x._where, tokens)
+    return view
+
+
+def _token(item: Any) -> Any:
+    """The hashable form of a basic index item; NotImplemented for anything else."""
+    kind = type(item)
+    if kind is int or item is None or item is Ellipsis:
+        return item
+    if kind is slice:
+        start, stop, step = item.start, item.stop, item.step
+        if type(start) in _PLAIN and type(stop) in _PLAIN and type(step) in _PLAIN:
+            return (slice, start, stop, step)
+        return (slice, _bound(start), _bound(stop), _bound(step))
+    return NotImplemented
+
+
+def _bound(value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        return value.__index__()
+    except (AttributeError, TypeError):
+        raise TypeError("slice indices must be integers or None or have an __index__ method") from None
+
+
+def _getitem(self: Tensor, key: Any) -> Tensor:
+    kind = type(key)
+    if kind is int or kind is slice:
+        return _basic(self, (_token(key),))
+    if kind is tuple:
+        tokens = tuple([_token(item) for item in key])
+        if NotImplemented not in tokens:
+            return _basic(self, tokens)
+    elif key is None or key is Ellipsis:
+        return _basic(self, (key,))
+    tokens, arrays = _parsed(self, key if kind is tuple else (key,))
+    x = _basic(self, tokens) if _changes(tokens) or not arrays else self
+    if not arrays:
+        return x
+    index, first, last, shape = _row_numbers(x, arrays)
+    return index_rows(x, index, first, last, shape)
+
+
+def _changes(tokens: tuple) -> bool:
+    return any(t != _FULL and t is not Ellipsis for t in tokens)
+
+
+# arrays as indices
+
+# an array index: the dim it starts at, how many dims it covers, and the places (an array, or a tensor to use as it is)
+_Entry = tuple[int, int, Any]
+
+
+def _parsed(x: Tensor, key: tuple) -> tuple[tuple, list[_Entry]]:
+    """The basic part of an index, which leaves dims with arrays whole, and the arrays with the dims of its result.
+
+    Raises:
+        IndexError: for what is no index, or does not fit the shape.
+    """
+    items = [_item(item) for item in key]
+    used = sum(_covers(item) for item in items)
+    ndim = x.ndim
+    if used > ndim:
+        if ndim == 0:
+            raise IndexError(_ZERO_DIM)
+        raise IndexError(f"too many indices for tensor of dimension {ndim}")
+    tokens: list[Any] = []
+    entries: list[_Entry] = []
+    d = source = 0
+    seen = False
+    for item in items:
+        if item is Ellipsis:
+            if not seen:
+                tokens += [_FULL] * (ndim - used)
+                d += ndim - used
+                source += ndim - used
+            seen = True
+        elif item is None:
+            tokens.append(None)
+            d += 1
+        elif type(item) is int:
+            tokens.append(item)
+            source += 1
+        elif type(item) is tuple:
+            tokens.append(item)
+            d += 1
+            source += 1
+        else:
+            span = _covers(item)
+            if span == 0:  # a single truth value: a new dim, taken or not
+                tokens.append(None)
+                entries.append((d, 1, np.zeros(int(bool(item)), np.int64)))
+                d += 1
+                continue
+            if item.dtype in (dtypes.bool, np.bool_):
+                _check_mask(x, item, source, d)
+            entries.append((d, span, item))
+            tokens += [_FULL] * span
+            d += span
+            source += span
+    return tuple(tokens), entries
+
+
+def _check_mask(x: Tensor, mask: Any, source: int, d: int) -> None:
+    for k, (n, own) in enumerate(zip(mask.shape, x.shape[source:])):
+        if n != own:
+            raise IndexError(
+                f"The shape of the mask {list(mask.shape)} at index {k} does not match the shape of the indexed tensor "
+                f"{list(x.shape)} at index {d + k}"
+            )
+
+
+def _item(item: Any) -> Any:
+    """An index item as a token, or as a tensor or array of places or truth values."""
+    token = _token(item)
+    if token is not NotImplemented:
+        return token
+    if isinstance(item, bool | np.bool_):
+        return np.asarray(item)
+    if isinstance(item, Tensor):
+        kind = item.dtype
+        if kind.is_floating_point:
+            raise IndexError("tensors used as indices must be long, int, byte or bool tensors")
+        if kind is dtypes.uint8:
+            return item._address_array() != 0
+        if item.ndim == 0 and kind is not dtypes.bool:
+            return int(item)
+        return item
+    if hasattr(item, "__index__") and not isinstance(item, np.ndarray):
+        return item.__index__()
+    if isinstance(item, float) or not isinstance(item, Sequence | np.ndarray | range):
+        raise IndexError(
+            "only integers, slices (`:`), ellipsis (`...`), None and long or byte Variables are valid indices (got "
+            f"{type(item).__name__})"
+        )
+    array = item
+    if not isinstance(item, np.ndarray):
+        from tapegrad.creation import tensor
+
+        made = tensor(item)
+        array = made._address_array().copy()
+        if not array.size and array.dtype.kind == "f":
+            array = array.astype(np.int64)
+    if array.dtype.kind not in "biu":
+        raise IndexError("tensors used as indices must be long, int, byte or bool tensors")
+    if array.dtype == np.uint8 and isinstance(item, np.ndarray):
+        array = array != 0
+    return int(array) if array.ndim == 0 and array.dtype.kind != "b" else array
+
+
+def _covers(item: Any) -> int:
+    # dims of the operand an item uses up
+    if item is None or item is Ellipsis:
+        return 0
+    if type(item) in (int, tuple):
+        return 1
+    return item.ndim if item.dtype in (dtypes.bool, np.bool_) else 1
+
+
+def checked_places(places: np.ndarray, n: int, d: int) -> np.ndarray:
+    """Indices into a dim of extent `n`, counted from the front.
+
+    Raises:
+        IndexError: naming the first that is out of range.
+    """
+    if places.size:
+        low, high = int(places.min()), int(places.max())
+        if low < -n or high >= n:
+            wrong = int(places[(places < -n) | (places >= n)].flat[0])
+            raise IndexError(f"index {wrong} is out of bounds for dimension {d} with size {n}")
+        if low < 0:
+            return np.where(places < 0, places + n, places)
+    return places
+
+
+def _row_numbers(x: Tensor, entries: list[_Entry]) -> tuple[Tensor, int, int, tuple[int, ...]]:
+    """One index over the dims that arrays cover, seen as one.
+
+    Returns:
+        The index, the first dim, the dim after the last, and the shape of the result.
+    """
+    shape = tuple(x.shape)
+    if len(entries) == 1:
+        d, span, item = entries[0]
+        if isinstance(item, Tensor) and item.dtype is dtypes.int64 and item.is_contiguous():
+            places = item._address_array()
+            checked = checked_places(places, shape[d], d)
+            index = item if checked is places else tensor_of(checked)
+            return index, d, d + 1, (*shape[:d], *item.shape, *shape[d + 1 :])
+        if span > 1 or item.dtype in (dtypes.bool, np.bool_):
+            found = np.flatnonzero(_array(item))
+            return tensor_of(found), d, d + span, (*shape[:d], found.size, *shape[d + span :])
+    return _joint_numbers(shape, entries)
+
+
+def _joint_numbers(shape: tuple[int, ...], entries: list[_Entry]) -> tuple[Tensor, int, int, tuple[int, ...]]:
+    dims, places = [], []
+    for d, _, item in entries:
+        array = _array(item)
+        if array.dtype == bool:
+            for k, found in enumerate(np.nonzero(array)):
+                dims.append(d + k)
+                places.append(found)
+        else:
+            dims.append(d)
+            places.append(checked_places(array, shape[d], d))
+    try:
+        places = np.broadcast_arrays(*places)
+    except ValueError:
+        listed = ", ".join(str(list(p.shape)) for p in places)
+        raise IndexError(
+            f"shape mismatch: indexing tensors could not be broadcast together with shapes {listed}"
+        ) from None
+    extents = places[0].shape
+    first, last = dims[0], dims[-1] + 1
+    adjacent = len(dims) == last - first
+    if not adjacent:
+        first = 0
+    covered = shape[first:last]
+    strides = contiguous_geometry(covered).strides
+    whole = [] if adjacent else [d for d in range(last) if d not in dims]
+    numbers = np.zeros(extents + (1,) * len(whole), np.int64)
+    for d, p in zip(dims, places, strict=True):
+        numbers = numbers + p.reshape(extents + (1,) * len(whole)) * strides[d - first]
+    for k, d in enumerate(whole):
+        along = np.arange(shape[d]).reshape((-1,) + (1,) * (len(whole) - 1 - k))
+        numbers = numbers + along * strides[d]
+    rest = tuple(shape[d] for d in whole)
+    result = (*extents, *rest, *shape[last:]) if not adjacent else (*shape[:first], *extents, *shape[last:])
+    return tensor_of(numbers), first, last, result
+
+
+def _array(item: Any) -> np.ndarray:
+    return item._address_array() if isinstance(item, Tensor) else item
+
+
+def tensor_of(numbers: np.ndarray) -> Tensor:
+    """An int64 tensor with a copy of an array of indices."""
+    t = empty(numbers.shape, dtypes.int64)
+    if numbers.size:
+        t._address_array()[...] = numbers
+    return t
+
+
+@taking
+@kernel_op(
+    inputs=["x", "index"],
+    reference=lambda x, index: x[index],
+    grad_name="IndexBackward0",
+    method=False,
+    public=False,
+)
+def index_rows(op, x, index, first, last, shape):
+    """Elements at places given by arrays; see `Tensor.__getitem__`."""
+    return take_rows(op, x, index, first, last, shape)
+
+
+@putting
+@kernel_op(
+    inputs=["x", "index", "values"],
+    reference=lambda x, index, values: None,
+    grad_name="IndexPutBackward0",
+    method=False,
+    public=False,
+)
+def put_at(op, x, index, values, first, last, shape, accumulate):
+    """The tensor with other elements at places given by arrays; see `index_put`."""
+    return put_rows(op, x, index, values, first, last, shape, accumulate)
+
+
+# derivatives of ops made of rows, over tensors
+
+
+def put_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
+    """The adjoint of taking rows: every row's gradient added where it came from."""
+    outer, rows, inner, count = words[:4]
+    blank = _zeros((outer, rows, inner), g)
+    flat = index.view(-1)
+    if words[7] >= 0:
+        raise NotImplementedError("a skipped row is the native kernel's business")
+    return put_at(blank, flat, g.view(outer, count, inner), 1, 2, (outer, count, inner), True)
+
+
+def keep_rest(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
+    """The adjoint of what was overwritten: zero at the rows put."""
+    first, last, ndim = words[6:9]
+    shape = tuple(words[9 + ndim :])
+    return put_at(g, index, constant(0, g.dtype), first, last, shape, False)
+
+
+def take_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
+    """The adjoint of the rows put."""
+    first, last, ndim = words[6:9]
+    return index_rows(g, index, first, last, tuple(words[9 + ndim :]))
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    from tapegrad.creation import zeros
+
+    return zeros(shape, dtype=like.dtype)
+
+
+# assignment
+
+
+def _setitem(self: Tensor, key: Any, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        if not isinstance(value, bool | int | float | np.generic):
+            raise TypeError(
+                f"can't assign a {type(value).__name__} to a tapegrad.{self.dtype.tensor_type}Tensor"
+            )
+        value = constant(value.item() if isinstance(value, np.generic) else value, self.dtype)
+    tokens, arrays = _parsed(self, key if type(key) is tuple else (key,))
+    # the view is refreshed with its base: a stale one would write beside the graph
+    target = _basic(self, tokens) if _changes(tokens) or not arrays else self
+    if not arrays:
+        assign(target, _fitted(value, target.ndim))
+        return
+    numbers = _row_numbers(target, arrays)
+    _put_in_place(target, numbers, _fitted(value, len(numbers[3])), False)
+
+
+def _fitted(value: Tensor, ndim: int) -> Tensor:
+    # leading dims of extent one that the target has not
+    shape = tuple(value.shape)
+    extra = 0
+    while len(shape) - extra > ndim and shape[extra] == 1:
+        extra += 1
+    return value.view(shape[extra:]) if extra else value  # type: ignore[attr-defined]
+
+
+def _check_values(shape: Sequence[int], values: Tensor) -> None:
+    given = tuple(values.shape)
+    fits = len(given) <= len(shape) and all(
+        a in (1, b) for a, b in zip(reversed(given), reversed(tuple(shape)), strict=False)
+    )
+    if not fits:
+        raise RuntimeError(
+            f"shape mismatch: value tensor of shape {list(given)} cannot be broadcast to indexing result of shape {list(shape)}"
+        )
+
+
+def _put_in_place(target: Tensor, numbers: Any, values: Tensor, accumulate: bool) -> None:
+    index, first, last, shape = numbers
+    if values.dtype is not target.dtype:
+        raise RuntimeError(
+            "Index put requires the source and destination dtypes match, got "
+            f"{target.dtype.tensor_type} for the destination and {values.dtype.tensor_type} for the source."
+        )
+    _check_values(shape, values)
+    if _records(target, [values]):
+        assign(target, put_at(target, index, values, first, last, shape, accumulate), fresh=True)
+        return
+    check_writable(target)
+    extents = tuple(target.shape)
+    memory = target._address_array()
+    if not target.numel() or not math.prod(shape):
+        rt.mark_written(_S, target._id, 0, 0)
+        return
+    covered = np.unravel_index(index._address_array().ravel(), extents[first:last])
+    flat = (*extents[:first], index.numel(), *extents[last:])
+    given = np.broadcast_to(values._address_array(), shape).reshape(flat)
+    where = (slice(None),) * first + covered
+    if accumulate:
+        np.add.at(memory, where, given)
+    else:
+        memory[where] = given
+    rt.mark_written(_S, target._id, 0, 0)
+
+
+def check_writable(target: Tensor) -> None:
+    """Refuse an unrecorded write to a tensor that must not be written.
+
+    Raises:
+        RuntimeError: for inference tensors outside inference mode, and tensors whose elements share memory.
+    """
+    flags = rt.look(_S, target._id, LOOK_META) >> 8
+    if flags & structs.INFERENCE and not rt.mode_of_thread(_S) & structs.INFERENCE_MODE:
+        raise RuntimeError(errors.INFERENCE_WRITTEN)
+    if any(s == 0 and n > 1 for s, n in zip(target.stride(), target.shape, strict=True)):
+        raise RuntimeError(errors.SELF_OVERLAP)
+
+
+def _put_arguments(input: Tensor, indices: Any, values: Any) -> tuple[Any, Tensor]:
+    check_tensor("index_put", input)
+    if not isinstance(indices, Sequence):
+        raise TypeError(
+            f"index_put(): argument 'indices' must be tuple of Tensors, not {type(indices).__name__}"
+        )
+    if not isinstance(values, Tensor):
+        raise TypeError(f"index_put(): argument 'values' must be Tensor, not {type(values).__name__}")
+    _, arrays = _parsed(input, tuple(slice(None) if k is None else _as_array(k) for k in indices))
+    numbers = _row_numbers(input, arrays)
+    _check_values(numbers[3], values)
+    return numbers, values
+
+
+def _as_array(index: Any) -> Any:
+    # a 0-d integer tensor is an array here, not a place to select
+    if isinstance(index, Tensor) and index.ndim == 0 and index.dtype.category == 1:
+        return index._address_array().reshape(1)
+    return index
+
+
+def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    """A copy of the tensor with other elements at places given by arrays.
+
+    Args:
+        input: the tensor.
+        indices: one array of places, or mask, a dimension.
+        values: what to put there, broadcast to the shape of ``input[indices]``.
+        accumulate: add to what is there instead.
+
+    >>> import tapegrad as tg
+    >>> tg.index_put(tg.zeros(3), (tg.tensor([0, 0]),), tg.tensor(2.0), accumulate=True)
+    tensor([4., 0., 0.])
+    """
+    numbers, values = _put_arguments(input, indices, values)
+    if values.dtype is not input.dtype:
+        raise RuntimeError(
+            "Index put requires the source and destination dtypes match, got "
+            f"{input.dtype.tensor_type} for the destination and {values.dtype.tensor_type} for the source."
+        )
+    index, first, last, shape = numbers
+    return put_at(input, index, values, first, last, shape, accumulate)
+
+
+def index_put_(self: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    """In-place version of `index_put`."""
+    numbers, values = _put_arguments(self, indices, values)
+    _put_in_place(self, numbers, values, accumulate)
+    return self
+
+
+export(index_put)
+export(index_put_, public=False)
+_getitem.__name__, _setitem.__name__ = "__getitem__", "__setitem__"
+Tensor.__getitem__ = _getitem
+Tensor.__setitem__ = _setitem

@@ -1,0 +1,305 @@
+"""Joining tensors, and what the other families of movement share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapegrad import dtypes
+from tapegrad.engine.structs import (
+    buffer_of,
+    i64,
+    internal,
+    layout_of,
+    memcpy,
+    row_at,
+    shape_of,
+    strides_of,
+)
+from tapegrad.ops._kernel import KernelOp, kernel_op
+from tapegrad.ops._rule import PUBLIC, cast
+from tapegrad.ops._view import as_method
+from tapegrad.tensor import Tensor, check_dim
+
+P: Any = None  # pointer to elements
+T: Any = None  # scalar type
+SIZE: Any = None  # bytes of an element
+
+
+# helpers of this family and of its neighbours
+
+
+def export(function: Callable, *aliases: str, method: bool = True, public: bool = True) -> Callable:
+    """Make a function part of the package and a method of tensors, under its name and further ones."""
+    for name in (function.__name__, *aliases):
+        if public:
+            PUBLIC[name] = function
+        if method:
+            setattr(Tensor, name, as_method(function))
+    return function
+
+
+def integers(name: str, values: Sequence[Any], argument: str = "size") -> tuple[int, ...]:
+    """Integers given as ``f(2, 3)`` or ``f((2, 3))``.
+
+    Raises:
+        TypeError: for anything but integers.
+    """
+    if len(values) == 1 and isinstance(values[0], Sequence | np.ndarray) and not isinstance(values[0], str):
+        values = values[0]
+    found = []
+    for position, value in enumerate(values):
+        try:
+            if isinstance(value, float):
+                raise TypeError
+            found.append(value.__index__())
+        except (AttributeError, TypeError):
+            raise TypeError(
+                f"{name}(): argument '{argument}' must be tuple of ints, but found element of type "
+                f"{type(value).__name__} at pos {position}"
+            ) from None
+    return tuple(found)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuse anything but a tensor.
+
+    Raises:
+        TypeError: naming the function.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not {type(value).__name__}")
+
+
+def distinct_dims(dims: Any, ndim: int) -> list[int]:
+    """Dimensions counted from the front, each at most once.
+
+    Raises:
+        RuntimeError: if one appears twice.
+    """
+    found = [check_dim(d, ndim) for d in (dims if isinstance(dims, Sequence) else (dims,))]
+    for d in found:
+        if found.count(d) > 1:
+            raise RuntimeError(f"dim {d} appears multiple times in the list of dims")
+    return found
+
+
+@internal
+def line_offset(S, strided, extents, j):
+    """Offset in elements of line `j` (a run along the last dim) of an array with the extents of one layout, the strides of another."""
+    offset = 0
+    for d in range(layout_of(S, extents).ndim - 2, -1, -1):
+        extent = shape_of(S, extents)[d]
+        q = j // extent
+        offset += (j - q * extent) * strides_of(S, strided)[d]
+        j = q
+    return offset
+
+
+# joining
+
+
+def _tensor_list(name: str, tensors: Any) -> list[Tensor]:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise TypeError(
+            f"{name}(): argument 'tensors' (position 1) must be tuple of Tensors, not {type(tensors).__name__}"
+        )
+    for position, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(
+                f"expected Tensor as element {position} in argument 0, but got {type(t).__name__}"
+            )
+    return list(tensors)
+
+
+def _promoted(tensors: Sequence[Tensor]) -> list[Tensor]:
+    common = tensors[0].dtype
+    for t in tensors[1:]:
+        common = dtypes.promote_types(common, t.dtype)
+    return [cast(t, common) for t in tensors]
+
+
+def _join(
+    op: KernelOp, tensors: Sequence[Tensor], dim: int, shape: Sequence[int], extents: Sequence[int]
+) -> Tensor:
+    # the result is `outer` blocks, each one block of every tensor after another
+    tensors = _promoted(tensors)
+    outer = math.prod(shape[:dim])
+    tail = math.prod(shape[dim + 1 :])
+    by_tensor = outer == 1
+    items = len(tensors) if by_tensor else max(outer, 1)
+    work = max(1, math.prod(shape) // items)
+    words = [dim, outer, int(by_tensor), *(n * tail for n in extents), *extents]
+    return op.launch(tensors[:1], shape, tensors[0].dtype, words, items, work, tensors[1:])
+
+
+def _join_kernel(S, row, start, stop):
+    r = row_at(row)
+    extra = i64(r.attr)[1]
+    words = r.attr + (4 + extra) * 8
+    outer = i64(words)[1]
+    by_tensor = i64(words)[2]
+    out = buffer_of(S, r.out).data
+    total = 0
+    for k in range(extra + 1):
+        total += i64(words)[3 + k]
+    before = 0
+    for k in range(extra + 1):
+        block = i64(words)[3 + k]
+        first, last = (0, outer) if by_tensor else (start, min(stop, outer))
+        if block > 0 and (not by_tensor or start <= k < stop):
+            b = buffer_of(S, r.in0 if k == 0 else i64(r.attr)[1 + k])
+            layout = layout_of(S, b.layout)
+            if layout.contiguous == b.layout:
+                if block > 16:
+                    for o in range(first, last):
+                        memcpy(out + (o * total + before) * SIZE, b.data + o * block * SIZE, block * SIZE)
+                else:
+                    for o in range(first, last):
+                        x = P(b.data + o * block * SIZE)
+                        y = P(out + (o * total + before) * SIZE)
+                        for i in range(block):
+                            y[i] = x[i]
+            else:
+                run = 1
+                step = 0
+                if layout.ndim > 0:
+                    run = shape_of(S, b.layout)[layout.ndim - 1]
+                    step = strides_of(S, b.layout)[layout.ndim - 1]
+                e = first * block
+                while e < last * block:
+                    j = e // run
+                    o = e // block
+                    m = min(min(run - (e - j * run), (o + 1) * block - e), last * block - e)
+                    x = P(b.data + (line_offset(S, b.layout, b.layout, j) + (e - j * run) * step) * SIZE)
+                    y = P(out + (o * total + before + e - o * block) * SIZE)
+                    for i in range(m):
+                        y[i] = x[i * step]
+                    e += m
+        before += block
+
+
+@kernel_op(
+    inputs=["first"],
+    reference=lambda *arrays, dim=0: np.concatenate(arrays, dim),
+    grad_name="CatBackward0",
+    method=False,
+    public=False,
+)
+def join(op, tensors, dim, shape, extents):
+    """Tensors after one another along a dimension; see `cat`."""
+    return _join(op, tensors, dim, shape, extents)
+
+
+@join.backward
+def _(g, words):
+    dim, sizes = words[0], words[3:]
+    extents = sizes[len(sizes) // 2 :]
+    parts, at = [], 0
+    for n in extents:
+        parts.append(g.narrow(dim, at, n))
+        at += n
+    return [parts[0], None, None, *parts[1:]]
+
+
+@kernel_op(
+    inputs=["first"],
+    reference=lambda *arrays, dim=0: np.stack(arrays, dim),
+    grad_name="StackBackward0",
+    method=False,
+    public=False,
+)
+def pile(op, tensors, dim, shape, extents):
+    """Tensors of one shape along a new dimension; see `stack`."""
+    return _join(op, tensors, dim, shape, extents)
+
+
+@pile.backward
+def _(g, words):
+    parts = [g.select(words[0], k) for k in range((len(words) - 3) // 2)]
+    return [parts[0], None, None, *parts[1:]]
+
+
+join.forward(_join_kernel)
+pile.forward(_join_kernel)
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out: Any = None) -> Tensor:
+    """Tensors joined along a dimension they have.
+
+    Args:
+        tensors: of equal extents in the other dimensions; 1-D tensors without elements are skipped.
+        dim: the dimension.
+        axis: another name for `dim`.
+        out: a tensor to write the result to.
+
+    Raises:
+        RuntimeError: if shapes do not fit.
+
+    >>> import tapegrad as tg
+    >>> tg.cat([tg.tensor([1, 2]), tg.tensor([3])])
+    tensor([1, 2, 3])
+    """
+    given = _tensor_list("cat", tensors)
+    if not given:
+        raise ValueError("cat(): expected a non-empty list of Tensors")
+    for position, t in enumerate(given):
+        if t.ndim == 0:
+            raise RuntimeError(f"zero-dimensional tensor (at position {position}) cannot be concatenated")
+    numbered = [(k, t) for k, t in enumerate(given) if t.shape != (0,)]
+    kept = [t for _, t in numbered]
+    if len(kept) != len(given):
+        common = _promoted(given)[0].dtype
+        kept = [cast(t, common) for t in kept] or [cast(given[0], common)]
+        numbered = numbered or [(0, kept[0])]
+    first = kept[0].shape
+    dim = check_dim(dim if axis is None else axis, len(first))
+    for k, t in numbered:
+        if t.ndim != len(first):
+            raise RuntimeError(f"Tensors must have same number of dimensions: got {len(first)} and {t.ndim}")
+        for d, (a, b) in enumerate(zip(first, t.shape, strict=True)):
+            if d != dim and a != b:
+                raise RuntimeError(
+                    f"Sizes of tensors must match except in dimension {dim}. Expected size {a} but got size {b} for tensor "
+                    f"number {k} in the list."
+                )
+    extents = [t.shape[dim] for t in kept]
+    joined = join(kept, dim, (*first[:dim], sum(extents), *first[dim + 1 :]), extents)
+    return joined if out is None else out.copy_(joined)
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0, *, out: Any = None) -> Tensor:
+    """Tensors of one shape joined along a new dimension.
+
+    Args:
+        tensors: of equal shape.
+        dim: where the new dimension goes.
+        out: a tensor to write the result to.
+
+    Raises:
+        RuntimeError: if shapes differ.
+
+    >>> import tapegrad as tg
+    >>> tg.stack([tg.tensor([1, 2]), tg.tensor([3, 4])], dim=1)
+    tensor([[1, 3],
+            [2, 4]])
+    """
+    given = _tensor_list("stack", tensors)
+    if not given:
+        raise RuntimeError("stack expects a non-empty TensorList")
+    shape = given[0].shape
+    dim = check_dim(dim, len(shape) + 1)
+    for k, t in enumerate(given):
+        if t.shape != shape:
+            raise RuntimeError(
+                f"stack expects each tensor to be equal size, but got {list(shape)} at entry 0 and {list(t.shape)} at entry {k}"
+            )
+    piled = pile(given, dim, (*shape[:dim], len(given), *shape[dim:]), [1] * len(given))
+    return piled if out is None else out.copy_(piled)
+
+
+for _function, _names in ((cat, ("concat", "concatenate")), (stack, ())):
+    export(_function, *_names, method=False)

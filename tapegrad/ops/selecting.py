@@ -1,0 +1,487 @@
+"""Ops that pick or place elements along a dimension by index tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tapegrad import dtypes
+from tapegrad.engine.runtime import rt
+from tapegrad.ops import pointwise as pw
+from tapegrad.ops._kernel import KernelOp, kernel_op
+from tapegrad.ops._rows import (
+    gather_along,
+    gathering,
+    put_rows,
+    putting,
+    scatter_along,
+    scattering,
+    take_rows,
+    taking,
+)
+from tapegrad.ops._rule import PUBLIC, broadcast_shapes, constant, number_dtype
+from tapegrad.ops._write import assign
+from tapegrad.ops.convert import clone
+from tapegrad.ops.indexing import tensor_of
+from tapegrad.ops.joining import check_tensor, export
+from tapegrad.tensor import Tensor, check_dim
+
+_INDEX_DTYPES = (dtypes.int64, dtypes.int32)
+
+
+# checks
+
+
+def _index_of(name: str, index: Any) -> Tensor:
+    """A contiguous int64 index.
+
+    Raises:
+        TypeError: if it is no tensor.
+        RuntimeError: if it has another dtype.
+    """
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name}(): argument 'index' must be Tensor, not {type(index).__name__}")
+    if index.dtype not in _INDEX_DTYPES:
+        raise RuntimeError(f"{name}(): Expected dtype int32/int64 for index, but got {index.dtype.name}")
+    if index.dtype is dtypes.int32:
+        return tensor_of(index._address_array())
+    return index if index.is_contiguous() else tensor_of(index._address_array())
+
+
+def _range_of(index: Tensor) -> tuple[int, int]:
+    places = index._address_array()
+    return (int(places.min()), int(places.max())) if places.size else (0, -1)
+
+
+def _refuse_outside(index: Tensor, n: int, error: type[Exception], message: str) -> None:
+    low, high = _range_of(index)
+    if low < 0 or high >= n:
+        raise error(message.format(index=low if low < 0 else high))
+
+
+def _check_along(name: str, x: Tensor, dim: int, index: Any, source: Any = None) -> tuple[int, Tensor]:
+    # the rules gather and scatter share
+    check_tensor(name, x)
+    d = check_dim(dim, x.ndim)
+    index = _index_of(name, index)
+    shape = tuple(x.shape) or (1,)
+    picked = tuple(index.shape) or (1,)
+    if index.numel() == 0:
+        return d, index
+    if len(picked) != len(shape):
+        raise RuntimeError("Index tensor must have the same number of dimensions as input tensor")
+    for k, (n, own) in enumerate(zip(picked, shape, strict=True)):
+        if k != d and n > own:
+            apart = "apart from dimension " + str(d)
+            raise RuntimeError(
+                f"Size does not match at dimension {k} expected index {list(picked)} to be no larger than self {list(shape)} {apart}"
+            )
+    if isinstance(source, Tensor):
+        given = tuple(source.shape) or (1,)
+        if len(given) != len(picked):
+            raise RuntimeError("Index tensor must have the same number of dimensions as src tensor")
+        if any(n > own for n, own in zip(picked, given, strict=True)):
+            raise RuntimeError(
+                f"Expected index {list(picked)} to be no larger than self {list(shape)} apart from dimension {d} and to be no "
+                f"larger size than src {list(given)}"
+            )
+    _refuse_outside(
+        index,
+        shape[d],
+        RuntimeError,
+        f"index {{index}} is out of bounds for dimension {d} with size {shape[d]}",
+    )
+    return d, index
+
+
+def same_dtype(name: str, x: Tensor, source: Tensor) -> None:
+    """Refuse a source of another dtype.
+
+    Raises:
+        RuntimeError: naming both dtypes.
+    """
+    if source.dtype is not x.dtype:
+        raise RuntimeError(
+            f"{name}(): Expected self.dtype to be equal to src.dtype, but got {x.dtype.tensor_type} and {source.dtype.tensor_type}"
+        )
+
+
+# picking along a dimension
+
+
+def _picked(op: KernelOp, x: Tensor, dim: int, index: Tensor) -> Tensor:
+    if x.ndim and index.ndim:
+        return gather_along(op, x, dim, index)
+    return gather_along(op, x.reshape(-1), 0, index.reshape(-1)).view(index.shape)
+
+
+@gathering
+@kernel_op(
+    inputs=["x", "index"],
+    reference=lambda x, dim, index: np.take_along_axis(x, index, dim),
+    grad_name="GatherBackward0",
+    method=False,
+    public=False,
+)
+def gather_op(op, x, dim, index):
+    """Elements picked along a dimension; see `gather`."""
+    return _picked(op, x, dim, index)
+
+
+def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
+    """Elements picked along a dimension: ``out[i][j] = input[index[i][j]][j]`` for ``dim=0``.
+
+    Args:
+        input: the tensor.
+        dim: the dimension.
+        index: which place of it each element of the result takes; not larger than `input` along other dimensions.
+        sparse_grad: accepted for PyTorch's sake.
+
+    Raises:
+        RuntimeError: for shapes that do not fit and places out of range.
+
+    >>> import tapegrad as tg
+    >>> tg.gather(tg.tensor([[1, 2], [3, 4]]), 1, tg.tensor([[1], [0]]))
+    tensor([[2],
+            [3]])
+    """
+    return gather_op(input, *_check_along("gather", input, dim, index))
+
+
+def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """`gather` with broadcasting; without `dim` from the flattened tensor."""
+    check_tensor("take_along_dim", input)
+    if dim is None:
+        return gather(input.reshape(-1), 0, indices.reshape(-1))
+    d = check_dim(dim, input.ndim)
+    if indices.ndim != input.ndim:
+        raise RuntimeError(
+            "take_along_dim(): input and indices should have the same number of dimensions, but got "
+            f"{input.ndim} dimensions for input, and {indices.ndim} dimensions for indices"
+        )
+    one = lambda shape: (*shape[:d], 1, *shape[d + 1 :])
+    common = broadcast_shapes("take_along_dim", one(input.shape), one(indices.shape))
+    wide = input.expand((*common[:d], input.shape[d], *common[d + 1 :]))
+    return gather(wide, d, indices.expand((*common[:d], indices.shape[d], *common[d + 1 :])))
+
+
+# placing along a dimension
+
+
+def _placed(op: KernelOp, x: Tensor, dim: int, index: Tensor, source: Tensor, accumulate: bool) -> Tensor:
+    if x.ndim == 0:
+        flat = source.reshape(-1) if source.ndim else source
+        return _placed(op, x.reshape(-1), 0, index.reshape(-1), flat, accumulate).view(())
+    if index.numel() == 0:
+        return clone(x)
+    if source.ndim and tuple(source.shape) != tuple(index.shape):
+        for d, n in enumerate(index.shape):
+            source = source.narrow(d, 0, n)
+    return scatter_along(op, x, dim, index, source, accumulate)
+
+
+def _scatter_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:
+    def declared(op, x, dim, index, source):
+        return _placed(op, x, dim, index, source, accumulate)
+
+    declared.__name__ = declared.__qualname__ = name
+    declared.__doc__ = "Elements placed along a dimension; see `scatter` and `scatter_add`."
+    return scattering(
+        KernelOp(
+            declared,
+            inputs=["x", "index", "source"],
+            reference=lambda x, dim, index, source: None,
+            grad_name=grad_name,
+            method=False,
+            public=False,
+        )
+    )
+
+
+_scatter_tensor = _scatter_op("scatter_tensor", "ScatterBackward0", False)
+_scatter_number = _scatter_op("scatter_number", "ScatterBackward1", False)
+_scatter_sum = _scatter_op("scatter_sum", "ScatterAddBackward0", True)
+
+
+def scatter_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
+    """The adjoint of picking: each gradient added where its element came from."""
+    shape = tuple(int(n) for n in rt.layout_row(words[1])["shape"][: int(rt.layout_row(words[1])["ndim"])])
+    from tapegrad.creation import zeros
+
+    return _scatter_sum(zeros(shape, dtype=g.dtype), words[0], index, g)
+
+
+def zero_at(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
+    """The adjoint of what was overwritten: zero at the places."""
+    return _scatter_number(g, words[0], index, constant(0, g.dtype))
+
+
+def gather_from(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
+    """The adjoint of what was placed."""
+    return gather_op(g, words[0], index)
+
+
+def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None) -> Tensor:
+    """A copy with elements of `src` written along a dimension: ``out[index[i][j]][j] = src[i][j]`` for ``dim=0``.
+
+    Args:
+        input: the tensor.
+        dim: the dimension.
+        index: where each element of `src` goes.
+        src: a tensor with at least the extents of `index`, or a number.
+        value: the number.
+
+    Raises:
+        RuntimeError: for shapes that do not fit and places out of range.
+
+    >>> import tapegrad as tg
+    >>> tg.scatter(tg.zeros(3), 0, tg.tensor([2, 0]), tg.tensor([5.0, 6.0]))
+    tensor([6., 0., 5.])
+    """
+    source = value if src is None else src
+    d, index = _check_along("scatter", input, dim, index, source)
+    if isinstance(source, Tensor):
+        same_dtype("scatter", input, source)
+        return _scatter_tensor(input, d, index, source)
+    number_dtype(source)
+    return _scatter_number(input, d, index, constant(source, input.dtype))
+
+
+def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """A copy with elements of `src` added along a dimension; see `scatter`.
+
+    >>> import tapegrad as tg
+    >>> tg.scatter_add(tg.zeros(2), 0, tg.tensor([1, 1]), tg.tensor([5.0, 6.0]))
+    tensor([ 0., 11.])
+    """
+    d, index = _check_along("scatter_add", input, dim, index, src)
+    check_tensor("scatter_add", src)
+    same_dtype("scatter_add", input, src)
+    return _scatter_sum(input, d, index, src)
+
+
+# rows
+
+
+@taking
+@kernel_op(
+    inputs=["x", "index"],
+    reference=lambda x, dim, index: np.take(x, index, dim),
+    grad_name="IndexSelectBackward0",
+    method=False,
+    public=False,
+)
+def select_rows(op, x, dim, index):
+    """Places of a dimension; see `index_select`."""
+    return take_rows(op, x, index, dim, dim + 1, (*x.shape[:dim], index.numel(), *x.shape[dim + 1 :]))
+
+
+def _vector_index(name: str, index: Any) -> Tensor:
+    index = _index_of(name, index)
+    if index.ndim > 1:
+        raise IndexError(f"{name}(): Index is supposed to be a vector, but got shape {list(index.shape)}")
+    return index
+
+
+def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The given places of a dimension.
+
+    Args:
+        input: the tensor.
+        dim: the dimension.
+        index: a vector of places.
+
+    Raises:
+        IndexError: for places out of range.
+
+    >>> import tapegrad as tg
+    >>> tg.index_select(tg.tensor([[1, 2], [3, 4]]), 1, tg.tensor([1, 1]))
+    tensor([[2, 2],
+            [4, 4]])
+    """
+    check_tensor("index_select", input)
+    d = check_dim(dim, input.ndim)
+    index = _vector_index("index_select", index)
+    n = input.shape[d] if input.ndim else 1
+    _refuse_outside(
+        index, n, IndexError, f"index out of range in self: index {{index}}, dimension {d} with size {n}"
+    )
+    if input.ndim == 0:
+        return select_rows(input.reshape(1), 0, index).view(())
+    return select_rows(input, d, index)
+
+
+@taking
+@kernel_op(
+    inputs=["weight", "index"],
+    reference=lambda weight, index: weight[index],
+    grad_name="EmbeddingBackward0",
+    method=False,
+    public=False,
+)
+def look_up(op, weight, index, padding_idx):
+    """Rows of a matrix; see `embedding`."""
+    return take_rows(op, weight, index, 0, 1, (*index.shape, *weight.shape[1:]), padding_idx)
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Rows of `weight` looked up by number.
+
+    Args:
+        input: integer row numbers of any shape.
+        weight: the matrix.
+        padding_idx: a row that gets no gradient.
+
+    Raises:
+        IndexError: for rows that do not exist.
+    """
+    check_tensor("embedding", weight)
+    if isinstance(input, Tensor) and input.dtype not in _INDEX_DTYPES:
+        raise RuntimeError(
+            f"Expected tensor for argument #1 'indices' to have one of the following scalar types: Long, Int; but got "
+            f"tapegrad.{input.dtype.tensor_type}Tensor instead (while checking arguments for embedding)"
+        )
+    index = _index_of("embedding", input)
+    if weight.ndim != 2:
+        raise RuntimeError(f"'weight' must be 2-D, but got shape {list(weight.shape)}")
+    n = weight.shape[0]
+    _refuse_outside(index, n, IndexError, f"index out of range in self: index {{index}}, {n} rows")
+    skipped = -1
+    if padding_idx is not None:
+        if not -n <= padding_idx < n:
+            raise AssertionError("Padding_idx must be within num_embeddings")
+        skipped = padding_idx % n
+    return look_up(weight, index, skipped)
+
+
+@taking
+@kernel_op(inputs=["x", "index"], reference=np.take, grad_name="TakeBackward0", method=False, public=False)
+def take_op(op, x, index):
+    """Elements of the flattened tensor; see `take`."""
+    return take_rows(op, x, index, 0, x.ndim, index.shape)
+
+
+def take(input: Tensor, index: Tensor) -> Tensor:
+    """Elements of the flattened tensor, in the shape of the index.
+
+    >>> import tapegrad as tg
+    >>> tg.take(tg.tensor([[1, 2], [3, 4]]), tg.tensor([0, -1]))
+    tensor([1, 4])
+    """
+    check_tensor("take", input)
+    index = _index_of("take", index)
+    n = input.numel()
+    low, high = _range_of(index)
+    if low < -n or high >= n:
+        raise IndexError(
+            f"out of range: tried to access index {low if low < -n else high} on a tensor of {n} elements."
+        )
+    if low < 0:
+        places = index._address_array()
+        index = tensor_of(np.where(places < 0, places + n, places))
+    return take_op(input, index)
+
+
+def _row_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:
+    def declared(op, x, dim, index, source):
+        shape = (*x.shape[:dim], index.numel(), *x.shape[dim + 1 :])
+        return put_rows(op, x, index, source, dim, dim + 1, shape, accumulate)
+
+    declared.__name__ = declared.__qualname__ = name
+    declared.__doc__ = "Rows put along a dimension; see `index_add`, `index_copy` and `index_fill`."
+    return putting(
+        KernelOp(
+            declared,
+            inputs=["x", "index", "source"],
+            reference=lambda x, dim, index, source: None,
+            grad_name=grad_name,
+            method=False,
+            public=False,
+        )
+    )
+
+
+_add_rows = _row_op("add_rows", "IndexAddBackward0", True)
+_copy_rows = _row_op("copy_rows", "IndexCopyBackward0", False)
+_fill_rows = _row_op("fill_rows", "IndexFillBackward0", False)
+
+
+def _put_along(name: str, op: KernelOp, x: Tensor, dim: int, index: Any, source: Any) -> Tensor:
+    check_tensor(name, x)
+    d = check_dim(dim, x.ndim)
+    index = _vector_index(name, index)
+    n = x.shape[d] if x.ndim else 1
+    _refuse_outside(
+        index,
+        n,
+        IndexError if name == "index_fill" or name == "index_copy" else RuntimeError,
+        f"{name}(): index {{index}} is out of bounds for dimension {d} with size {n}",
+    )
+    if not isinstance(source, Tensor):
+        source = constant(source, x.dtype)
+    elif name == "index_fill":
+        if source.ndim:
+            raise RuntimeError(
+                f"index_fill only supports a 0-dimensional value tensor, but got tensor with {source.ndim} dimension(s)."
+            )
+        source = source.to(x.dtype)
+    else:
+        same_dtype(name, x, source)
+        wanted = (*x.shape[:d], index.numel(), *x.shape[d + 1 :]) if x.ndim else tuple(source.shape)
+        if tuple(source.shape) != wanted:
+            raise RuntimeError(
+                f"{name}(): source has shape {list(source.shape)}, but index and self ask for shape {list(wanted)}"
+            )
+    if x.ndim == 0:
+        flat = source.reshape(-1) if source.ndim else source
+        return op(x.reshape(1), 0, index.reshape(-1), flat).view(())
+    return op(x, d, index, source)
+
+
+def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
+    """A copy with the rows of `source`, times `alpha`, added to the given places of a dimension."""
+    if alpha != 1:
+        source = pw.mul(source, constant(alpha, source.dtype))
+    return _put_along("index_add", _add_rows, input, dim, index, source)
+
+
+def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """A copy with the rows of `source` written to the given places of a dimension."""
+    return _put_along("index_copy", _copy_rows, input, dim, index, source)
+
+
+def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+    """A copy with one value at the given places of a dimension."""
+    return _put_along("index_fill", _fill_rows, input, dim, index, value)
+
+
+# in place
+
+
+def in_place(function: Any) -> None:
+    """Give tensors the in-place version of a function."""
+
+    def method(self: Tensor, *args: Any, **named: Any) -> Tensor:
+        result = function(self, *args, **named)
+        return assign(self, result, fresh=result._base_tensor() is None)
+
+    method.__name__ = function.__name__ + "_"
+    method.__qualname__ = f"Tensor.{method.__name__}"
+    method.__doc__ = f"In-place version of `{function.__name__}`."
+    setattr(Tensor, method.__name__, method)
+
+
+for _function in (
+    scatter,
+    scatter_add,
+    index_add,
+    index_copy,
+    index_fill,
+):
+    in_place(_function)
+    export(_function)
+for _function in (gather, take_along_dim, index_select, take):
+    export(_function)
+PUBLIC["embedding"] = embedding

@@ -1,0 +1,291 @@
+"""Order: sorting, the largest elements, distinct elements, and searching in what is sorted."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tapegrad.creation import from_copy
+from tapegrad.ops._kernel import KernelOp
+from tapegrad.ops._rows import gather_along, gathering
+from tapegrad.ops._rule import result_type
+from tapegrad.ops.indexing import tensor_of
+from tapegrad.ops.joining import check_tensor, export
+from tapegrad.tensor import Tensor, check_dim
+
+
+class sort_result(NamedTuple):
+    """What `sort` gives."""
+
+    values: Tensor
+    indices: Tensor
+
+
+class topk_result(NamedTuple):
+    """What `topk` gives."""
+
+    values: Tensor
+    indices: Tensor
+
+
+class kthvalue_result(NamedTuple):
+    """What `kthvalue` gives."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def _picking_op(name: str, grad_name: str) -> KernelOp:
+    def declared(op, x, dim, index):
+        return gather_along(op, x, dim, index)
+
+    declared.__name__ = declared.__qualname__ = name
+    declared.__doc__ = "Elements in the order found by sorting."
+    return gathering(
+        KernelOp(
+            declared,
+            inputs=["x", "index"],
+            reference=lambda x, dim, index: np.take_along_axis(x, index, dim),
+            grad_name=grad_name,
+            method=False,
+            public=False,
+        )
+    )
+
+
+_in_order = _picking_op("in_order", "SortBackward0")
+_at_top = _picking_op("at_top", "TopkBackward0")
+_at_rank = _picking_op("at_rank", "KthvalueBackward0")
+
+
+def _order(array: np.ndarray, d: int, descending: bool) -> np.ndarray:
+    # stable, NaN the largest; the order from above is that of the reversed array read backwards
+    if not descending:
+        return np.argsort(array, d, kind="stable")
+    order = np.flip(np.argsort(np.flip(array, d), d, kind="stable"), d)
+    return array.shape[d] - 1 - order
+
+
+def _line(x: Tensor) -> tuple[Tensor, bool]:
+    # a 0-d tensor is sorted as a vector
+    return (x.reshape(1), True) if x.ndim == 0 else (x, False)
+
+
+def _with_order(op: KernelOp, x: Tensor, d: int, order: np.ndarray, scalar: bool) -> tuple[Tensor, Tensor]:
+    index = tensor_of(order)
+    values = op(x, d, index)
+    return (values.reshape(()), index.reshape(())) if scalar else (values, index)
+
+
+def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> sort_result:
+    """Elements in order along a dimension, and where each was.
+
+    Args:
+        input: the tensor; NaN counts as the largest.
+        dim: the dimension.
+        descending: largest first.
+        stable: equal elements always keep their order.
+
+    >>> import tapegrad as tg
+    >>> tg.sort(tg.tensor([3.0, 1.0, 2.0])).indices
+    tensor([1, 2, 0])
+    """
+    check_tensor("sort", input)
+    d = check_dim(dim, input.ndim)
+    x, scalar = _line(input)
+    return sort_result(*_with_order(_in_order, x, d, _order(x._address_array(), d, descending), scalar))
+
+
+def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
+    """Where the elements of a sorted dimension were."""
+    check_tensor("argsort", input)
+    d = check_dim(dim, input.ndim)
+    order = _order(np.atleast_1d(input._address_array()), d, descending)
+    return tensor_of(order.reshape(input.shape))
+
+
+def msort(input: Tensor) -> Tensor:
+    """Elements in order along dimension 0."""
+    return sort(input, 0).values
+
+
+def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> topk_result:
+    """The `k` largest (or smallest) elements along a dimension, in order, and where each was.
+
+    >>> import tapegrad as tg
+    >>> tg.topk(tg.tensor([3.0, 1.0, 2.0]), 2).values
+    tensor([3., 2.])
+    """
+    check_tensor("topk", input)
+    d = check_dim(dim, input.ndim)
+    x, scalar = _line(input)
+    n = x.shape[d]
+    if not 0 <= k <= n:
+        raise RuntimeError(f"topk: selected index k out of range: k = {k}, dimension {d} has size {n}")
+    order = np.take(_order(x._address_array(), d, largest), np.arange(k), d)
+    return topk_result(*_with_order(_at_top, x, d, order, scalar and k == 1))
+
+
+def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kthvalue_result:
+    """The `k`-th smallest element along a dimension, and where it was."""
+    check_tensor("kthvalue", input)
+    d = check_dim(dim, input.ndim)
+    x, scalar = _line(input)
+    n = x.shape[d]
+    if not 1 <= k <= n:
+        raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}: k = {k}, size {n}")
+    order = np.take(_order(x._address_array(), d, False), [k - 1], d)
+    values, index = _with_order(_at_rank, x, d, order, scalar)
+    if scalar or keepdim:
+        return kthvalue_result(values, index)
+    return kthvalue_result(values.squeeze(d), index.squeeze(d))
+
+
+# distinct elements
+
+
+def unique(
+    input: Tensor,
+    sorted: bool = True,
+    return_inverse: bool = False,
+    return_counts: bool = False,
+    dim: int | None = None,
+) -> Any:
+    """The distinct elements, in order.
+
+    Args:
+        input: the tensor.
+        sorted: accepted for PyTorch's sake; the result always is.
+        return_inverse: also give which of them each element is.
+        return_counts: also give how often each appears.
+        dim: compare the places of this dimension instead of single elements.
+
+    >>> import tapegrad as tg
+    >>> tg.unique(tg.tensor([2, 1, 2]), return_counts=True)
+    (tensor([1, 2]), tensor([1, 2]))
+    """
+    check_tensor("unique", input)
+    d = None if dim is None else check_dim(dim, input.ndim)
+    array = input._address_array()
+    values, inverse, counts = np.unique(
+        array, return_inverse=True, return_counts=True, axis=d, equal_nan=False
+    )
+    inverse = inverse.reshape(array.shape if d is None else -1)
+    return _with_extras(values, inverse, counts, return_inverse, return_counts)
+
+
+def _with_extras(values: Any, inverse: Any, counts: Any, return_inverse: bool, return_counts: bool) -> Any:
+    found = [from_copy(values)]
+    if return_inverse:
+        found.append(tensor_of(inverse))
+    if return_counts:
+        found.append(tensor_of(counts))
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def unique_consecutive(
+    input: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+) -> Any:
+    """The elements with runs of equal ones reduced to one."""
+    check_tensor("unique_consecutive", input)
+    array = input._address_array()
+    lines = array.reshape(-1, 1) if dim is None else np.moveaxis(array, check_dim(dim, array.ndim), 0)
+    n = lines.shape[0]
+    differs = (lines[1:] != lines[:-1]).reshape(max(n - 1, 0), -1).any(1)
+    starts = np.concatenate([np.ones(min(n, 1), bool), differs])
+    places = np.flatnonzero(starts)
+    inverse = np.cumsum(starts) - 1
+    counts = np.diff(np.append(places, n))
+    values = array.reshape(-1)[places] if dim is None else np.take(array, places, check_dim(dim, array.ndim))
+    inverse = inverse.reshape(array.shape) if dim is None else inverse
+    return _with_extras(values, inverse, counts, return_inverse, return_counts)
+
+
+# searching
+
+
+def searchsorted(
+    sorted_sequence: Tensor,
+    input: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """Where values would go into a sorted sequence.
+
+    Args:
+        sorted_sequence: a vector, or lines in order along the last dimension.
+        input: the values; with lines, of the same shape except the last dimension.
+        out_int32: give int32 instead of int64.
+        right: behind equal elements rather than before them.
+        side: ``"left"`` or ``"right"``, another way to say so.
+        sorter: the order that sorts the sequence.
+
+    >>> import tapegrad as tg
+    >>> tg.searchsorted(tg.tensor([1, 3, 5]), tg.tensor([3, 6]))
+    tensor([1, 3])
+    """
+    check_tensor("searchsorted", sorted_sequence)
+    if side not in (None, "left", "right"):
+        raise RuntimeError(f"searchsorted(): side can only be 'left' or 'right' but got {side}")
+    if side == "left" and right:
+        raise RuntimeError(
+            "searchsorted(): side and right can't be set to opposites, got side of left while right was True"
+        )
+    where = side or ("right" if right else "left")
+    lines = sorted_sequence._address_array()
+    values = input._address_array() if isinstance(input, Tensor) else np.asarray(input)
+    if isinstance(input, Tensor) and input.dtype is not sorted_sequence.dtype:
+        raise RuntimeError(
+            "searchsorted(): input value tensor and boundary tensor should have same dtype, but got boundary tensor dtype "
+            f"{sorted_sequence.dtype.tensor_type} and input value tensor dtype {input.dtype.tensor_type}"
+        )
+    if sorter is not None:
+        lines = np.take_along_axis(lines, sorter._address_array(), -1)
+    if lines.ndim == 1:
+        found = np.searchsorted(lines, values, where)
+    else:
+        if lines.ndim == 0 or lines.shape[:-1] != values.shape[:-1]:
+            raise RuntimeError(
+                "searchsorted(): boundaries tensor should be 1 dimension or the first N-1 dimensions of boundaries tensor and "
+                f"input value tensor must match, but we got boundaries tensor {list(lines.shape)} and input value tensor "
+                f"{list(values.shape)}"
+            )
+        found = np.empty(values.shape, np.int64)
+        for place in np.ndindex(lines.shape[:-1]):
+            found[place] = np.searchsorted(lines[place], values[place], where)
+    return from_copy(np.asarray(found).astype(np.int32 if out_int32 else np.int64))
+
+
+def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
+    """Which interval between sorted boundaries each value is in."""
+    check_tensor("bucketize", boundaries)
+    if boundaries.ndim != 1:
+        raise RuntimeError(
+            f"bucketize(): boundaries tensor must be 1 dimension, but got dim({boundaries.ndim})"
+        )
+    return searchsorted(boundaries, input, out_int32=out_int32, right=right)
+
+
+def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
+    """Whether each element is one of others.
+
+    >>> import tapegrad as tg
+    >>> tg.isin(tg.tensor([1, 2, 3]), tg.tensor([2, 5]))
+    tensor([False,  True, False])
+    """
+    common = result_type(elements, test_elements).numpy
+    arrays = [
+        t._address_array().astype(common) if isinstance(t, Tensor) else np.asarray(t, common)
+        for t in (elements, test_elements)
+    ]
+    return from_copy(np.isin(arrays[0], arrays[1].ravel(), assume_unique=assume_unique, invert=invert))
+
+
+for _function in (sort, argsort, msort, topk, kthvalue, unique, unique_consecutive):
+    export(_function)
+for _function in (searchsorted, bucketize, isin):
+    export(_function, method=False)
