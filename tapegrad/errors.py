@@ -9,6 +9,11 @@ NOT_SCALAR = "grad can be implicitly created only for scalar outputs"
 NO_GRAPH = "element {} of tensors does not require grad and does not have a grad_fn"
 LEAF_IN_PLACE = "a leaf Variable that requires grad is being used in an in-place operation."
 LEAF_VIEW_IN_PLACE = "a view of a leaf Variable that requires grad is being used in an in-place operation."
+MULTIPLE_VIEWS_IN_PLACE = (
+    "Output 0 of {name} is a view and is being modified inplace. This view is the output of a function that returns multiple "
+    "views. Such functions do not allow the output views to be modified inplace. You should replace the inplace operation by an "
+    "out-of-place one."
+)
 MODIFIED = (
     "one of the variables needed for gradient computation has been modified by an inplace operation: "
     "[tapegrad.{type}Tensor {shape}], which is output 0 of {name}, is at version {version}; expected version {expected} instead. "
@@ -26,6 +31,11 @@ NOT_FLOATING_SET = "only Tensors of floating point and complex dtype can require
 NOT_A_LEAF = (
     "you can only change requires_grad flags of leaf variables. If you want to use a computed variable in a subgraph that "
     "doesn't require differentiation use var_no_grad = var.detach()."
+)
+GRAD_OF_NON_LEAF = (
+    "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed. Its .grad attribute won't be populated during "
+    "autograd.backward(). If you indeed want the .grad field to be populated for a non-leaf Tensor, use .retain_grad() on the "
+    "non-leaf Tensor. If you access the non-leaf Tensor by mistake, make sure you access the leaf Tensor instead."
 )
 NUMPY_GRAD = "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
 GRADIENT_SHAPE = (
@@ -45,6 +55,11 @@ INFERENCE_SAVED = (
 INFERENCE_WRITTEN = (
     "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone to get a normal tensor before "
     "doing inplace update."
+)
+NO_GRAD_VIEW_WRITTEN = (
+    "A view was created in no_grad mode and is being modified inplace with grad mode enabled. Given that this use case is "
+    "ambiguous and error-prone, it is forbidden. You can clarify your code by moving both the view and the inplace either both "
+    "inside the no_grad block (if you don't want the inplace to be tracked) or both outside (if you want the inplace to be tracked)."
 )
 SELF_OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single memory location. Please clone() "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,19 @@ def is_inference_mode_enabled() -> bool:
     return bool(rt.mode_of_thread(_S) & INFERENCE_MODE)
 
 
+class _Default:
+    """Restores the default mode when its thread ends: the system may give its identity to a new thread."""
+
+    def __del__(self, set_mode: Any = rt, S: int = _S) -> None:
+        set_mode.set_mode(S, 0)
+
+
+_of_thread = threading.local()
+
+
 def _set(mode: int) -> int:
+    if not hasattr(_of_thread, "end"):
+        _of_thread.end = _Default()
     before = rt.set_mode(_S, mode)
     if before < 0:
         raise RuntimeError("more than 64 threads have switched gradients off at once; use fewer threads")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,7 +113,7 @@ class Tensor:
     tensor([2., 4.])
     """
 
-    __slots__ = ("__weakref__", "_base", "_grad", "_id", "_where")
+    __slots__ = ("__weakref__", "_grad", "_id", "_root", "_where")
 
     _id: int
 
@@ -265,6 +266,8 @@ class Tensor:
 
     @property
     def _version(self) -> int:
+        if self.is_inference():
+            raise RuntimeError("Inference tensors do not track version counter.")
         return rt.look(_S, self._id, LOOK_VERSION)
 
     def is_inference(self) -> bool:
@@ -286,6 +289,8 @@ class Tensor:
         """The accumulated gradient of a leaf (or of a tensor that retains its own), None before the first `backward`."""
         k = rt.look(_S, self._id, LOOK_GRAD)
         if not k:
+            if rt.look(_S, self._id, LOOK_PRODUCER) >= 0 and not self._flags() & RETAIN_GRAD:
+                warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
         try:
             if self._grad._id == k:
@@ -314,8 +319,8 @@ class Tensor:
             )
         if value.shape != self.shape:
             raise RuntimeError(
-                f"assigned grad has data of a different size: the tensor has shape {list(self.shape)}, "
-                f"the gradient {list(value.shape)}"
+                f"attempting to assign a gradient of size '{list(value.shape)}' to a tensor of size '{list(self.shape)}'. "
+                "Please ensure that the gradient and the tensor are the same size"
             )
         rt.retain(_S, value._id)
         rt.set_grad(_S, self._id, value._id)
@@ -390,19 +395,23 @@ class Tensor:
 
     # views
 
+    @property
+    def _base(self) -> Tensor | None:
+        return self._base_tensor()
+
     def _is_view(self) -> bool:
         return self._base_tensor() is not None
 
     def _base_tensor(self) -> Tensor | None:
         try:
-            return self._base
+            return self._root
         except AttributeError:
             return None
 
     def _refresh(self) -> None:
         """If this view's base was rewritten by a recorded operation, become a view of its new value."""
         try:
-            base = self._base
+            base = self._root
         except AttributeError:
             return
         if base is not None and rt.look(_S, self._id, LOOK_STALE):

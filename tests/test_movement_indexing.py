@@ -73,7 +73,7 @@ x.topk(2) | x.topk(1, 0) | x.topk(3, 1, False) | v.topk(5) | s.topk(1) | v.topk(
 tg.unique(I([3, 1, 3, 2])) | tg.unique(I([[3, 1], [1, 2]]), return_inverse=True, return_counts=True) | tg.unique(I([[1, 2], [1, 2], [0, 5]]), dim=0, return_inverse=True, return_counts=True) | tg.unique(I([[1, 1, 2]]), dim=1)
 tg.unique_consecutive(I([1, 1, 2, 2, 1])) | tg.unique_consecutive(I([1, 1, 2, 2, 1]), return_inverse=True, return_counts=True) | tg.unique_consecutive(I([[1, 1], [1, 1], [2, 1]]), dim=0)
 tg.searchsorted(I([1, 3, 5]), I([3, 6, 0])) | tg.searchsorted(I([1, 3, 5]), I([[3, 6]]), right=True) | tg.searchsorted(I([[1, 3], [2, 9]]), I([[3], [3]])) | tg.searchsorted(I([1, 3, 5]), 3) | tg.searchsorted(I([1, 3]), I([2]), out_int32=True) | tg.searchsorted(I([1, 3]), I([3]), side="right")
-tg.bucketize(v, N([0.0, 1.0, 2.0])) | tg.bucketize(I([1, 2]), I([1, 2]), right=True) | tg.isin(I([1, 2, 3]), I([2, 5])) | tg.isin(I([[1, 2]]), 2) | tg.isin(I([1, 2]), I([1]), invert=True)
+tg.searchsorted(I([-1, 1]), v.detach()) | tg.bucketize(v, N([0.0, 1.0, 2.0])) | tg.bucketize(I([1, 2]), I([1, 2]), right=True) | tg.isin(I([1, 2, 3]), I([2, 5])) | tg.isin(I([[1, 2]]), 2) | tg.isin(I([1, 2]), I([1]), invert=True)
 tg.index_put(m, (I([0, 0]), I([1, 1])), s, accumulate=True) | m.index_put((I([2]),), m[0]) | x.index_put((I([0, 1]), I([1, 2])), x[:, 0]) | m.index_put((m > 0,), s) | x.index_put((I([1]), I([[0], [1]])), m[0])
 """
 SAME = [c.strip() for line in SAME.strip().splitlines() for c in line.split(" | ")]
@@ -94,7 +94,7 @@ x.rot90(1, (0, 0)) | v.tril() | tg.diag(x) | x[2] | x[:, -5] | x[0, 0, 0, 0] | s
 x.gather(0, I([[[5]]])) | x.gather(1, I([[[-1]]])) | x.gather(0, I([0])) | x.gather(0, N([[[0.0]]])) | m.gather(1, I([[0], [0], [0], [0]])) | x.gather(3, I([0])) | x.scatter(0, I([[[5]]]), x) | m.scatter(0, I([[0]]), I([[1]])) | x.index_select(0, I([7]))
 x.index_select(0, I([-1])) | x.index_select(0, I([[0]])) | x.index_select(0, N([0.0])) | m.index_fill(0, I([9]), 1.0) | m.take(I([12])) | m.masked_fill(B([True] * 3), 0.0) | m.masked_fill(I([1]), 0.0) | m.masked_select(I([1])) | x.topk(9) | x.kthvalue(9) | x.sort(5)
 m.index_put((I([5]),), s) | m.index_put((I([0]),), v) | m.masked_scatter(m < 9, v) | m.__setitem__(5, 1.0) | m.__setitem__(I([5]), 1.0) | m.__setitem__([0, 1], v) | m.__setitem__(0, v) | m.__setitem__(0, "a") | m.__setitem__(0, [1.0] * 4) | m.__setitem__(B([True]), 1.0)
-tg.meshgrid(m) | tg.broadcast_tensors(v, m) | tg.hsplit(m, 3) | tg.searchsorted(I([1]), v) | m.index_add(0, I([9]), m[:1])
+tg.meshgrid(m) | tg.broadcast_tensors(v, m) | tg.hsplit(m, 3) | m.index_add(0, I([9]), m[:1])
 """
 ERRORS = [c.strip() for line in ERRORS.strip().splitlines() for c in line.split(" | ")]
 
@@ -124,7 +124,13 @@ def gradients(results, space, lib):
     seeds = [
         lib.tensor((np.arange(t.numel()) % 7 + 1.0).reshape(tuple(t.shape)), dtype=t.dtype) for t in wanted
     ]
-    lib.autograd.backward(wanted, seeds)
+    try:
+        lib.autograd.backward(wanted, seeds)
+    except RuntimeError as error:
+        # PyTorch cannot differentiate a scatter of a source larger than the index
+        if "Scatter" not in str(error) or lib is tg:
+            raise
+        return None
     return {k: space[k].grad for k in DATA if space[k].grad is not None}
 
 
@@ -149,13 +155,19 @@ def test_as_pytorch(torch, text):
     if "unique" in text:
         return
     gots, wants = gradients(got, ours, tg), gradients(expected, theirs, torch)
+    if wants is None:
+        return
     assert set(gots) == set(wants)
     for k in gots:
         np.testing.assert_allclose(gots[k].numpy(), wants[k].numpy(), rtol=1e-12)
 
 
-# where the nodes are ours to choose: an op here, a composition there
-OTHER_NAMES = {"tg.diag(m, 1)", "x.flatten(0, 0)"}
+# nodes that are compositions here or have a second name in PyTorch
+OTHER_NAMES = """
+s.repeat(()) | s.flip(()) | x.roll(5) | m.rot90(0) | tg.diag(m, 1) | tg.diag_embed(m, 1, 0, 2) | tg.diag_embed(m, 1, 2, 0) | s.scatter(0, I(0), 2.0)
+v.scatter(0, I([], int), v) | s.index_select(0, I([0])) | m.index_fill(0, I([1]), s) | m.masked_fill(m > 0, s) | v.sort(stable=True)
+"""
+OTHER_NAMES = {c.strip() for line in OTHER_NAMES.strip().splitlines() for c in line.split(" | ")}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -167,8 +179,7 @@ def test_names_of_nodes(torch):
             continue
         if got.grad_fn.name() != expected.grad_fn.name():
             wrong.append((text, got.grad_fn.name(), expected.grad_fn.name()))
-    allowed = ("roll(", "diag_embed", "take_along", "s.", "movedim", "unflatten", "topk", "kthvalue", "[0, :, I")
-    assert [w for w in wrong if not any(a in w[0] for a in allowed)] == []
+    assert wrong == []
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -189,9 +200,20 @@ def test_writes_as_pytorch(torch, source, text, record):
         assert not a.requires_grad
         return
     gots, wants = gradients([a], ours, tg), gradients([b], theirs, torch)
+    if wants is None:
+        return
     assert set(gots) >= set(wants)
     for k in wants:
         np.testing.assert_allclose(gots[k].numpy(), wants[k].numpy(), rtol=1e-12)
+
+
+def failure(text, space):
+    try:
+        eval(text, space)
+    except Exception as error:
+        error.__context__ = None
+        return error.with_traceback(None)
+    return None
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -200,20 +222,17 @@ def test_errors_as_pytorch(torch, text):
     space = names(tg)
     if "__setitem__" in text:
         space["m"] = space["m"].detach()
-    before = int(rt.state["row_count"])
-    with pytest.raises(Exception) as ours:
-        eval(text, space)
-    ours.value.__traceback__ = None
     gc.collect()
-    assert int(rt.state["row_count"]) == before
-    if "x.sort(5)" == text:
-        return
+    before = int(rt.state["row_count"]), int(rt.state["live_buffers"])
+    ours = failure(text, space)
+    assert ours is not None
+    gc.collect()
+    assert (int(rt.state["row_count"]), int(rt.state["live_buffers"])) == before
     theirs = names(torch)
     if "__setitem__" in text:
         theirs["m"] = theirs["m"].detach()
-    with pytest.raises(Exception) as expected:
-        eval(text, theirs)
-    assert type(ours.value) is type(expected.value), (ours.value, expected.value)
+    expected = failure(text, theirs)
+    assert type(ours) is type(expected), (ours, expected)
 
 
 NUMPY = [

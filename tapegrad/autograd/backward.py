@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
 _FIELDS = ("in0", "in1", "in2")
+
+# a sweep's state is in the tape's: other threads may record meanwhile, but sweep one after the other
+_sweeping = threading.RLock()
 
 
 def _as_tuple(value: Any) -> tuple:
@@ -84,7 +88,7 @@ def backward(
         return
     wanted = _as_tuple(inputs)
     if not wanted:
-        raise RuntimeError("'inputs' argument to backward() cannot be empty.")
+        raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
     for k, t in enumerate(wanted):
         if not isinstance(t, Tensor):
             raise TypeError(f"inputs[{k}] must be a Tensor, but got {type(t).__name__}")
@@ -95,7 +99,7 @@ def backward(
         if g is not None:
             before = rt.set_mode(_S, structs.NO_GRAD_MODE)
             try:
-                t.grad = g if t.grad is None else t.grad + g
+                t.grad = t.grad + g if rt.look(_S, t._id, LOOK_GRAD) else g
             finally:
                 rt.set_mode(_S, before)
 
@@ -140,6 +144,8 @@ def grad(
     if create_graph:
         raise RuntimeError(errors.DOUBLE_BACKWARD)
     roots, wanted = _as_tuple(outputs), _as_tuple(inputs)
+    if not wanted:
+        raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
     _check_roots(roots)
     for t in wanted:
         if not isinstance(t, Tensor):
@@ -182,6 +188,13 @@ def _run(
     roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
 ) -> list[Tensor | None]:
     """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
+    with _sweeping:
+        return _run_alone(roots, starts, retain, wanted)
+
+
+def _run_alone(
+    roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
+) -> list[Tensor | None]:
     state = rt.state
     rows = [rt.look(_S, t._id, LOOK_PRODUCER) for t in roots]
     top = max(rows)
@@ -332,6 +345,15 @@ def _attribute_words(address: int) -> list[int]:
     return list((ctypes.c_int64 * size).from_address(address))[1:]
 
 
+def _last_writer(storage: int) -> int:
+    """The last row whose result lies in a storage, -1 if there is none."""
+    for index in range(int(rt.state.row_count) - 1, -1, -1):
+        row = rt.row(index)
+        if not int(row["flags"]) & structs.DEAD and int(rt.buffer(int(row["out"]))["storage"]) == storage:
+            return index
+    return -1
+
+
 def _modified(index: int, slot: int) -> str:
     row = rt.row(index)
     k = int(row["out"]) if slot == 3 else int(row[_FIELDS[slot]])
@@ -345,7 +367,7 @@ def _modified(index: int, slot: int) -> str:
         "version": int(rt.storage(int(rt.buffer(k)["storage"]))["version"]),
         "expected": expected,
     }
-    producer = rt.look(_S, k, LOOK_PRODUCER)
+    producer = _last_writer(int(rt.buffer(k)["storage"])) if slot != 3 else index
     if producer < 0:
         return errors.MODIFIED_LEAF.format(**facts)
     writer = OPS[int(rt.row(producer)["op"])]

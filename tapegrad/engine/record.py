@@ -5,10 +5,81 @@ then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
 """
 
 
+
 from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
-from tapegrad.engine.structs import CONST_BUFFER_OFFSET, CONST_KEY_OFFSET, DTYPE_SLOTS, INFERENCE, INFERENCE_MODE, INFERENCE_SAVED, INFERENCE_WRITTEN, IN_PLACE, IS_VIEW, LEAF_WRITTEN, MIXED_DTYPES, MODE_THREAD_OFFSET, MODE_VALUE_OFFSET, NATIVE_AFTER, NEEDS_KERNEL, NEEDS_NATIVE, NEEDS_OLD_VALUE, NEEDS_PARALLEL, NOT_BROADCASTABLE, NO_MEMORY, OPERAND_OFFSET, OP_SAVED_OFFSET, OP_SIZE, PARTIAL_OVERLAP, REQUIRES_GRAD, REVERSED, ROW_SIZE, SAME_DTYPE, SELECT, SELF_OVERLAP, STALE_VIEW, UNSUPPORTED_DTYPE, VIEW_HANDLED, VIEW_WRITTEN, WRONG_DTYPE, WRONG_SHAPE, bits_of, buffer_of, call_kernel, call_parallel, f32, float_of, i16, i32, i64, i8, internal_inline, internal_words, itemsize, layout_of, op_of, row_at, row_of, shape_of, state_at, storage_of, strides_of, thread_id, u8
-from tapegrad.engine.tape import commit_row, free_block, new_buffer, release, reserve_buffer, reserve_row
+from tapegrad.engine.structs import (
+    CONST_BUFFER_OFFSET,
+    CONST_KEY_OFFSET,
+    DTYPE_SLOTS,
+    IN_PLACE,
+    INFERENCE,
+    INFERENCE_MODE,
+    INFERENCE_SAVED,
+    INFERENCE_WRITTEN,
+    IS_VIEW,
+    LEAF_WRITTEN,
+    MIXED_DTYPES,
+    MODE_THREAD_OFFSET,
+    MODE_VALUE_OFFSET,
+    NATIVE_AFTER,
+    NEEDS_KERNEL,
+    NEEDS_NATIVE,
+    NEEDS_OLD_VALUE,
+    NEEDS_PARALLEL,
+    NO_GRAD_VIEW,
+    NO_GRAD_VIEW_WRITTEN,
+    NO_MEMORY,
+    NOT_BROADCASTABLE,
+    OP_SAVED_OFFSET,
+    OP_SIZE,
+    OPERAND_OFFSET,
+    PARTIAL_OVERLAP,
+    REQUIRES_GRAD,
+    REVERSED,
+    ROW_SIZE,
+    SAME_DTYPE,
+    SELECT,
+    SELF_OVERLAP,
+    STALE_VIEW,
+    UNSUPPORTED_DTYPE,
+    VIEW_HANDLED,
+    VIEW_WRITTEN,
+    WRONG_DTYPE,
+    WRONG_SHAPE,
+    bits_of,
+    buffer_of,
+    call_kernel,
+    call_parallel,
+    f32,
+    float_of,
+    i8,
+    i16,
+    i32,
+    i64,
+    internal_inline,
+    internal_words,
+    itemsize,
+    layout_of,
+    op_of,
+    row_at,
+    row_of,
+    shape_of,
+    state_at,
+    storage_of,
+    strides_of,
+    thread_id,
+    u8,
+)
+from tapegrad.engine.tape import (
+    commit_row,
+    free_block,
+    new_buffer,
+    release,
+    reserve_buffer,
+    reserve_row,
+    retain,
+)
 
 # work worth sharing among threads, in quarter nanoseconds: starting them costs about 5 microseconds
 PARALLEL_WORK = 120_000
@@ -111,6 +182,15 @@ def constant(S, bits, dtype):
     known[slot] = new_buffer(S, storage, data, 1, dtype)
     keys[slot] = bits
     return known[slot]
+
+
+@internal_words
+def new_constant(S, bits, dtype):
+    """`constant` with a handle for the caller."""
+    k = constant(S, bits, dtype)
+    if k > 0:
+        retain(S, k)
+    return k
 
 
 @internal_inline
@@ -221,6 +301,8 @@ def record(S, op, a, b, c):
             return LEAF_WRITTEN
         if A.flags & INFERENCE and not mode & INFERENCE_MODE:
             return INFERENCE_WRITTEN
+        if mode == 0 and A.flags & NO_GRAD_VIEW:
+            return NO_GRAD_VIEW_WRITTEN
         if need and A.flags & IS_VIEW and not options & VIEW_HANDLED:
             return VIEW_WRITTEN
         if _overlaps_itself(S, la):
@@ -375,6 +457,8 @@ def record_view(S, op, a, layout, offset, attr, differentiable):
     if mode == 0 and differentiable:
         O.flags |= IS_VIEW
         O.stamp = shared.graph_version
+    elif differentiable and A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
+        O.flags |= NO_GRAD_VIEW
     if mode == 0 and differentiable and A.flags & REQUIRES_GRAD:
         row = s.rows + s.row_count * ROW_SIZE
         r = row_at(row)

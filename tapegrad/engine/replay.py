@@ -5,6 +5,7 @@ at the row where it stopped. `pending` counts rows whose output has an adjoint a
 ends as soon as nothing is left, however long the tape below.
 """
 
+
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate
 from tapegrad.engine.record import run_kernel, wants_threads
@@ -416,7 +417,7 @@ def _reverse_kernel(S, address, need, kernel):
             i64(S + STORE_OFFSET)[k] = write
             i64(S + ADJOINT_OFFSET)[k] = buffer_of(S, inputs[k]).adj
     extra = i64(r.attr)[1]
-    items = i64(r.attr)[2 + extra]
+    items = abs(i64(r.attr)[2 + extra])
     run_kernel(S, kernel, address, items, items * i64(r.attr)[3 + extra])
     return DONE
 
@@ -476,7 +477,7 @@ def sweep(S, start):
                     work = max(work, layout_of(S, buffer_of(S, r.in0).layout).elements * info.cost)
                 if r.attr and info.kind == KERNEL:
                     extra = i64(r.attr)[1]
-                    work = i64(r.attr)[2 + extra] * i64(r.attr)[3 + extra]
+                    work = abs(i64(r.attr)[2 + extra]) * i64(r.attr)[3 + extra]
                 if wants_threads(S, 2, work):
                     return SWEEP_PARALLEL
             if info.kind <= SELECT:

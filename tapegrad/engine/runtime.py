@@ -6,6 +6,7 @@ before the first tensor is made.
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         memory.trim_cache,
         layout.contiguous_of,
         layout.intern_from,
-        record.constant,
+        record.new_constant,
         record.new_leaf,
         record.adopt_leaf,
         record.share_leaf,
@@ -89,20 +90,23 @@ class Runtime:
         self._scratch = np.zeros(2 * structs.MAX_DIMS, np.int64)
         self._layouts: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._contiguous: dict[tuple[int, ...], int] = {}
-        self._started = False
+        self._lock = threading.RLock()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         group = _GROUP_OF.get(name)
         if group is None:
             raise AttributeError(name)
-        for entry, function in kernels.build_group(group, _GROUPS[group]).items():
-            setattr(self, entry, function)
-        if not self._started:
-            self._started = True
-            self._start()
+        with self._lock:
+            if name not in self.__dict__:
+                functions = kernels.build_group(group, _GROUPS[group])
+                if group == "control":
+                    self._start(functions["start"])
+                else:
+                    self.look  # noqa: B018 - loads the control group, which starts the tape
+                self.__dict__.update(functions)
         return self.__dict__[name]
 
-    def _start(self) -> None:
+    def _start(self, start: Callable[..., Any]) -> None:
         state = self.state
         state.ops, state.forward, state.reverse = (
             _address(self.ops),
@@ -111,7 +115,7 @@ class Runtime:
         )
         state.cache_limit = 512 << 20
         state.threads = numba.get_num_threads()
-        self.start(self.S, 1 << 12, 1 << 12, 64)
+        start(self.S, 1 << 12, 1 << 12, 64)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
@@ -151,9 +155,10 @@ class Runtime:
                 raise RuntimeError(
                     f"tensors have at most {structs.MAX_DIMS} dimensions, but got shape {list(shape)}"
                 )
-            self._scratch[:n] = shape
-            self._scratch[structs.MAX_DIMS : structs.MAX_DIMS + n] = strides
-            k = self._layouts[shape, strides] = self.intern_from(self.S, n, _address(self._scratch))
+            with self._lock:
+                self._scratch[:n] = shape
+                self._scratch[structs.MAX_DIMS : structs.MAX_DIMS + n] = strides
+                k = self._layouts[shape, strides] = self.intern_from(self.S, n, _address(self._scratch))
         return k
 
     def attributes(self, *words: int) -> int:

@@ -1,1 +1,5 @@
-"""Building blocks of neural networks."""
+"""What neural networks are built of."""
+
+from tapegrad.nn import functional
+
+__all__ = ["functional"]

@@ -359,6 +359,9 @@ def affine_reverse(S, row, start, stop):
         _reduce(
             S, out.layout, g, rows, x.layout, P(adjoint[0]), store[0], beta, start * each, stop * each
         )
+    # an operand that is neither wanted nor saved may be gone, its layout too
+    if store[1] < 0 and store[2] < 0:
+        return
     multiply_reverse(
         S,
         a.layout,

@@ -1,4 +1,4 @@
-"""Op classes of the matrix products: shared kernels, and launch plans remembered by the operands' layouts."""
+"""Op classes of the matrix products: shared kernels, and launches remembered by the operands' layouts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from tapegrad import dtypes
 from tapegrad.engine.blas import bind_product, leading
 from tapegrad.engine.kernels import build_typed
+from tapegrad.engine.planned import TABLE, entries
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _matmul
@@ -18,10 +19,6 @@ from tapegrad.ops._rule import NUMBERS, struct_bits
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
-# a buffer's layout and dtype, without its flags
-KEY = ~0xFF00
-_MAX_PLANS = 1 << 14
-
 # how PyTorch's older routines name dtypes
 _C_NAMES = {
     "float32": "float",
@@ -34,9 +31,6 @@ _C_NAMES = {
     "uint8": "unsigned char",
     "bool": "bool",
 }
-
-# opcode, layout and dtype code of the result, and the attribute block to copy
-Plan = tuple[int, int, int, int]
 
 _templates: dict[tuple[int, ...], int] = {}
 
@@ -76,6 +70,16 @@ def template(*words: int) -> int:
     return block
 
 
+def _load_planned(*words: int) -> int:
+    global planned
+    planned = entries()["record_planned"]
+    return planned(*words)
+
+
+# launches operands of a known look in one call (see engine/planned.py); loaded when first used
+planned: Callable[..., int] = _load_planned
+
+
 def is_readable(t: Tensor) -> bool:
     """Whether BLAS can read a tensor's matrices in place, and its leading dims are no scattered rows."""
     shape, strides, contiguous = layout_facts(rt.look(_S, t._id, LOOK_META) >> 16)
@@ -111,7 +115,6 @@ class ProductOp(KernelOp):
         super().__init__(function, **options)
         self.routine = routine
         self.transposed = transposed
-        self.plans: dict[tuple[int, ...], Plan] = {}
         self.argument_names = list(inspect.signature(function).parameters)[1:]
         self.forward(self.kernels[0])
         self.reverse_kernel(self.kernels[1])
@@ -156,48 +159,67 @@ class ProductOp(KernelOp):
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         """Record and run the product."""
         try:
-            key = (rt.look(_S, a._id, LOOK_META) & KEY, rt.look(_S, b._id, LOOK_META) & KEY)
+            k = planned(_S, TABLE, self.code, a._id, b._id, 0)
         except AttributeError:
-            for position, (name, value) in enumerate(zip(self.argument_names, (a, b), strict=True), 1):
-                need_tensor(self.name, name, position, value)
+            self.refuse_types(a, b)
             raise
-        plan = self.plans.get(key)
-        return run(plan, self, a, b) if plan is not None else self.first_run(self.plans, key, a, b)
+        return wrap(k) if k > 0 else self.first_run(self.code, a, b)
 
-    def first_run(self, plans: dict, key: tuple[int, ...], a: Tensor, b: Tensor) -> Tensor:
-        """Check the operands, copy those BLAS cannot read, and remember the plan of operands it can.
+    def refuse_types(self, *operands: Any) -> None:
+        """Refuse operands that are no tensors.
+
+        Raises:
+            TypeError: naming the first of them.
+        """
+        for position, (name, value) in enumerate(zip(self.argument_names, operands, strict=True), 1):
+            need_tensor(self.name, name, position, value)
+
+    def first_run(self, asked: int, a: Tensor, b: Tensor) -> Tensor:
+        """Check the operands, copy those BLAS cannot read, run, and remember how.
+
+        Args:
+            asked: whose plan it becomes.
+            a: the first operand.
+            b: the second operand.
 
         Raises:
             RuntimeError: for shapes and dtypes that do not fit.
         """
         shape = self.function(self, a, b)
         need_kernel(self.routine, a.dtype)
-        x = a if is_readable(a) and (b.ndim > 2 or a.ndim < 3 or folds(a)) else a.contiguous()  # type: ignore[attr-defined]
-        y = b if is_readable(b) else b.contiguous()  # type: ignore[attr-defined]
-        plan = self.plan(shape, x, y)
-        if x is a and y is b:
-            if len(plans) >= _MAX_PLANS:
-                plans.clear()
-            plans[key] = plan
-        return run(plan, self, x, y)
-
-    def plan(self, shape: Sequence[int], a: Tensor, b: Tensor) -> Plan:
-        """How to launch the op on such operands."""
-        items, work = split(a, b, self.transposed)
+        x, y = self.readable(a, b)
+        items, work = split(x, y, self.transposed)
         block = template(items, work, int(self.transposed))
-        return self.code, rt.layout(tuple(shape)), a.dtype.code, block
+        result = self.start(shape, block, (x, y))
+        if x is a and y is b:
+            entries()["keep_plan"](
+                _S, TABLE, asked, a._id, b._id, 0, self.code, rt.layout(tuple(shape)), a.dtype.code, block
+            )
+        return result
+
+    def readable(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The operands, or copies where BLAS cannot read them in place."""
+        scattered = b.ndim < 3 <= a.ndim and not folds(a)
+        x = a.contiguous() if scattered or not is_readable(a) else a  # type: ignore[attr-defined]
+        return x, b if is_readable(b) else b.contiguous()  # type: ignore[attr-defined]
+
+    def start(self, shape: Sequence[int], block: int, operands: Sequence[Tensor]) -> Tensor:
+        """Record and run the op with a copy of an attribute block."""
+        layout = rt.layout(tuple(shape))
+        while True:
+            ids = [t._id for t in operands] + [0]
+            attributes = rt.copy_attributes(_S, block)
+            k = rt.record_kernel(_S, self.code, *ids[:3], layout, operands[0].dtype.code, attributes)
+            if k > 0:
+                return wrap(k)
+            rt.free_block(_S, attributes)
+            self.refuse(k, operands)
 
 
-def run(plan: Plan, op: KernelOp, a: Tensor, b: Tensor) -> Tensor:
-    """Record and run a product by its plan."""
-    code, layout, dtype, block = plan
-    while True:
-        attributes = rt.copy_attributes(_S, block)
-        k = rt.record_kernel(_S, code, a._id, b._id, 0, layout, dtype, attributes)
-        if k > 0:
-            return wrap(k)
-        rt.free_block(_S, attributes)
-        op.refuse(k, (a, b))
+# Multiplications in a batch entry up to which OpenBLAS works on one core. Beyond, entries follow one another: two levels of
+# threads make it wait for itself (and complain), which took 10 to 20 times as long.
+_ONE_CORE = 1 << 18
+_ONE_CORE_VECTOR = 9000
 
 
 def split(a: Tensor, b: Tensor, transposed: bool) -> tuple[int, int]:
@@ -206,16 +228,12 @@ def split(a: Tensor, b: Tensor, transposed: bool) -> tuple[int, int]:
     if not batch or batch != b.shape[:-2]:
         return 1, 4
     count = batch.numel()
-    n = b.shape[-2] if transposed else b.shape[-1]
-    # large products are shared among cores by BLAS itself
-    flops = a.shape[-2] * a.shape[-1] * n
-    if count < 2 or flops > BATCH_LIMIT:
+    m, k, n = a.shape[-2], a.shape[-1], b.shape[-2] if transposed else b.shape[-1]
+    multiplications = m * k * n
+    limit = _ONE_CORE_VECTOR if 1 in (m, k, n) else _ONE_CORE
+    if count < 2 or multiplications > limit:
         return 1, 4
-    return count, max(flops // 2, 1) + 100
-
-
-# multiplications in a batch entry above which BLAS uses all cores well by itself
-BATCH_LIMIT = 1 << 24
+    return count, multiplications // 2 + 100
 
 
 class AffineOp(ProductOp):
@@ -249,41 +267,31 @@ class AffineOp(ProductOp):
     def add_product(self, x: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
         """Record and run ``beta x + alpha a b``."""
         try:
-            key = (
-                rt.look(_S, x._id, LOOK_META) & KEY,
-                rt.look(_S, a._id, LOOK_META) & KEY,
-                rt.look(_S, b._id, LOOK_META) & KEY,
-                beta,
-                alpha,
-            )
+            plain = beta == 1 and alpha == 1
+            k = planned(_S, TABLE, self.code, x._id, a._id, b._id) if plain else 0
         except AttributeError:
-            for position, (name, value) in enumerate(zip(self.argument_names, (x, a, b), strict=True), 1):
-                need_tensor(self.name, name, position, value)
+            self.refuse_types(x, a, b)
             raise
-        plan = self.plans.get(key)
-        if plan is None:
-            shape = self.function(self, x, a, b)
-            need_kernel(self.routine, a.dtype)
-            if not (is_readable(a) and (b.ndim > 2 or a.ndim < 3 or folds(a))):
-                return self.add_product(x, a.contiguous(), b, beta, alpha)  # type: ignore[attr-defined]
-            if not is_readable(b):
-                return self.add_product(x, a, b.contiguous(), beta, alpha)  # type: ignore[attr-defined]
-            items, work = split(a, b, self.transposed)
-            if x.shape != tuple(shape):
-                items, work = 1, 4
-            words = (items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta)))
-            plan = (self.code, rt.layout(tuple(shape)), a.dtype.code, template(*words))
-            if len(self.plans) >= _MAX_PLANS:
-                self.plans.clear()
-            self.plans[key] = plan
-        code, layout, dtype, block = plan
-        while True:
-            attributes = rt.copy_attributes(_S, block)
-            k = rt.record_kernel(_S, code, x._id, a._id, b._id, layout, dtype, attributes)
-            if k > 0:
-                return wrap(k)
-            rt.free_block(_S, attributes)
-            self.refuse(k, (x, a, b))
+        return wrap(k) if k > 0 else self.first_sum(self.code if plain else 0, x, a, b, beta, alpha)
+
+    def first_sum(self, asked: int, x: Tensor, a: Tensor, b: Tensor, beta: Any, alpha: Any) -> Tensor:
+        """As `first_run`; `asked` is 0 if the plan is not to be kept."""
+        self.refuse_types(x, a, b)
+        shape = self.function(self, x, a, b)
+        need_kernel(self.routine, a.dtype)
+        p, q = self.readable(a, b)
+        items, work = split(p, q, self.transposed)
+        if x.shape != tuple(shape):
+            items, work = 1, 4
+        block = template(
+            items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta))
+        )
+        result = self.start(shape, block, (x, p, q))
+        if asked and p is a and q is b:
+            entries()["keep_plan"](
+                _S, TABLE, asked, x._id, a._id, b._id, self.code, rt.layout(tuple(shape)), x.dtype.code, block
+            )
+        return result
 
 
 def product_parts(g: Any, a: Any, b: Any, need: int, transposed: bool) -> tuple:

@@ -271,11 +271,14 @@ def _split(x: Tensor, index: Tensor, dim: int) -> int:
     return max(math.prod(lead), 1) if lead == tuple(x.shape[:dim]) else 1
 
 
-def gather_along(op: KernelOp, x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """Launch an op made by `gathering`; the index is contiguous int64 and within bounds."""
+def gather_along(
+    op: KernelOp, x: Tensor, dim: int, index: Tensor, shape: Sequence[int] | None = None
+) -> Tensor:
+    """Launch an op made by `gathering`; the index is contiguous int64 and within bounds, the result has its shape or another."""
     items = _split(x, index, dim)
     words = [dim, rt.layout(tuple(x.shape))]
-    return op.launch([x, index], index.shape, x.dtype, words, items, max(1, index.numel() * 8 // items))
+    shape = index.shape if shape is None else shape
+    return op.launch([x, index], shape, x.dtype, words, items, max(1, index.numel() * 8 // items))
 
 
 def _gather_kernel(S, row, start, stop):
@@ -283,7 +286,7 @@ def _gather_kernel(S, row, start, stop):
     dim = i64(r.attr)[4]
     items = i64(r.attr)[2]
     a = buffer_of(S, r.in0)
-    shown = buffer_of(S, r.out).layout
+    shown = buffer_of(S, r.in1).layout
     index = i64(buffer_of(S, r.in1).data)
     y = P(buffer_of(S, r.out).data)
     last = layout_of(S, shown).ndim - 1
@@ -302,7 +305,7 @@ def _gather_reverse(S, row, start, stop):
     r = row_at(row)
     dim, where = i64(r.attr)[4], i64(r.attr)[5]
     items = i64(r.attr)[2]
-    shown = buffer_of(S, r.out).layout
+    shown = buffer_of(S, r.in1).layout
     index = i64(buffer_of(S, r.in1).data)
     g = P(buffer_of(S, r.out).adj)
     target = i64(S + ADJOINT_OFFSET)[0]

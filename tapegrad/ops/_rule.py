@@ -125,6 +125,7 @@ class Op:
             raise MemoryError(f"{self.name}: no memory for a result of operands with shapes {shapes}")
         message = {
             structs.LEAF_WRITTEN: errors.LEAF_IN_PLACE,
+            structs.NO_GRAD_VIEW_WRITTEN: errors.NO_GRAD_VIEW_WRITTEN,
             structs.SELF_OVERLAP: errors.SELF_OVERLAP,
             structs.PARTIAL_OVERLAP: errors.PARTIAL_OVERLAP,
             structs.INFERENCE_SAVED: errors.INFERENCE_SAVED,
@@ -253,10 +254,9 @@ def constant(value: Any, dtype: dtypes.dtype) -> Tensor:
         info = (0, 1) if dtype.name == "bool" else (dtypes.iinfo(dtype).min, dtypes.iinfo(dtype).max)
         if not info[0] <= bits <= info[1]:
             raise RuntimeError(f"value cannot be converted to type {dtype.name} without overflow: {value}")
-    k = rt.constant(_S, bits, dtype.code)
+    k = rt.new_constant(_S, bits, dtype.code)
     if k < 0:
         raise MemoryError("no memory for a constant")
-    rt.retain(_S, k)
     return wrap(k)
 
 
@@ -381,7 +381,7 @@ class Pointwise(Op):
         partials = []
         for slot, used in uses.items():
             name = f"{label}_partial{slot}"
-            text += _source.partial_text(name, self.derivative, self._position(slot))
+            text += _source.partial_text(name, self.derivative, self._positions[slot])
             partials.append((slot, name, used))
         text += reverse_source(label, partials, self.input_dtypes(dtype), out)
         kernel = build_kernel(label, text, environment(**scalar_environment(self.derivative, dtype)))

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META
-from tapegrad.ops._rule import PUBLIC, Op
+from tapegrad.engine.tape import LOOK_META, LOOK_OP
+from tapegrad.ops._rule import OPS, PUBLIC, Op
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
@@ -97,9 +97,9 @@ def record_view(
     if rt.look(_S, k, LOOK_META) >> 8 & structs.IS_VIEW:
         base = x._base_tensor()
         if base is None:
-            view._base, view._where = x, where
+            view._root, view._where = x, where
         else:
-            view._base = base
+            view._root = base
             view._where = None if x._where is None else step(x._where)
     return view
 
@@ -175,3 +175,7 @@ def check_view_may_be_written(view: Tensor) -> None:
     base = view._base_tensor()
     if base is not None and base.is_leaf and base.requires_grad:
         raise RuntimeError(errors.LEAF_VIEW_IN_PLACE)
+    code = rt.look(_S, view._id, LOOK_OP)
+    op = OPS[code] if code >= 0 else None
+    if getattr(op, "multiple", False):
+        raise RuntimeError(errors.MULTIPLE_VIEWS_IN_PLACE.format(name=op.grad_name))  # type: ignore[union-attr]

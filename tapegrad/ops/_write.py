@@ -9,6 +9,7 @@ from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER
+from tapegrad.ops import pointwise
 from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
 from tapegrad.ops._view import check_view_may_be_written, rebuild
 from tapegrad.tensor import Tensor, check_id, wrap
@@ -129,6 +130,8 @@ def assign(
     flags = rt.look(_S, target._id, LOOK_META) >> 8
     if flags & structs.INFERENCE and not rt.mode_of_thread(_S) & structs.INFERENCE_MODE:
         raise RuntimeError(errors.INFERENCE_WRITTEN)
+    if flags & structs.NO_GRAD_VIEW and not rt.mode_of_thread(_S):
+        raise RuntimeError(errors.NO_GRAD_VIEW_WRITTEN)
     if any(s == 0 and n > 1 for s, n in zip(target.stride(), shape, strict=True)):
         raise RuntimeError(errors.SELF_OVERLAP)
     if not records:
@@ -143,11 +146,7 @@ def assign(
         if value is None:
             result = wrap(op.run(operands))  # type: ignore[union-attr]
         else:
-            result = value.to(dtype)
-            if result.shape != shape:
-                result = result.expand(shape)
-            if not fresh or result is not value:
-                result = result.clone()
+            result = wrap(pointwise.copy.run([target, value.to(dtype)]))
     except BaseException:
         rt.take_memory(_S, target._id, memory._id)
         raise
@@ -177,7 +176,7 @@ def copy_elements(target: Tensor, source: Tensor) -> None:
 
 def _tell_base(view: Tensor, written: Tensor) -> None:
     # the base becomes "itself with these elements", and the view a view of that
-    base, where = view._base, view._where
+    base, where = view._root, view._where
     if where is None:
         raise RuntimeError(
             "a view whose place in its base is not a regular one cannot be written to; write to the base"

@@ -85,7 +85,9 @@ def _updating(op: Pointwise, call: Callable | None = None) -> Callable:
         other = _operand(other)
         if other is None:
             return NotImplemented
-        return call(self, other) if call else op.in_place(self, other)
+        if call is not None and result_type(self, other) is dtypes.bool and self.dtype is dtypes.bool:
+            return self.copy_(call(self, other))  # type: ignore[attr-defined]
+        return op.in_place(self, other)
 
     return method
 
@@ -377,12 +379,22 @@ def fill_(self: Tensor, value: Any) -> Tensor:
         value = value.to(self.dtype)  # type: ignore[attr-defined]
     elif not self.dtype.is_floating_point and isinstance(value, float):
         value = int(value)
-    return pw.fill.in_place(self, value)
+    pw.fill.in_place(_unexpanded(self), value)
+    return self
 
 
 def zero_(self: Tensor) -> Tensor:
     """Write zero everywhere."""
-    return pw.zero.in_place(self)
+    pw.zero.in_place(_unexpanded(self))
+    return self
+
+
+def _unexpanded(t: Tensor) -> Tensor:
+    # one element of each run of elements that share memory: writing one value to all of them is well defined
+    for d, (n, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
+        if stride == 0 and n > 1:
+            t = t.narrow(d, 0, 1)  # type: ignore[attr-defined]
+    return t
 
 
 # comparing
@@ -490,7 +502,7 @@ def logit(input: Tensor, eps: float | None = None) -> Tensor:
 
 public(add, in_place=_add_in_place)
 public(sub, "subtract", in_place=_sub_in_place)
-public(mul, "multiply", in_place=lambda self, other: pw.mul.in_place(self, other))
+public(mul, "multiply", in_place=_updating(pw.mul, _mul_bools))
 public(div, "divide", in_place=_div_in_place)
 for _function, _op in ((floor_divide, pw.floor_divide), (remainder, pw.remainder), (fmod, pw.fmod)):
     public(_function, in_place=_updating(_op))
@@ -557,7 +569,7 @@ _OPERATORS: dict[str, tuple[Pointwise, Callable | None]] = {
 for _name, (_op, _call) in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _operator(_op, _call))
     setattr(Tensor, f"__r{_name}__", _reflected(_op, _call))
-    setattr(Tensor, f"__i{_name}__", _updating(_op))
+    setattr(Tensor, f"__i{_name}__", _updating(_op, _call if _name in ("add", "mul") else None))
 for _name, _op in (("lt", pw.lt), ("le", pw.le), ("gt", pw.gt), ("ge", pw.ge), ("eq", pw.eq), ("ne", pw.ne)):
     setattr(Tensor, f"__{_name}__", _operator(_op))
 

@@ -129,10 +129,10 @@ def _basic(x: Tensor, tokens: tuple) -> Tensor:
     if rt.look(_S, k, LOOK_META) & 512:
         base = x._base_tensor()
         if base is None:
-            view._base = x
+            view._root = x
             view._where = geometry
         else:
-            view._base = base
+            view._root = base
             view._where = None if x._where is None else _step(x._where, tokens)
     return view
 
@@ -446,6 +446,8 @@ def _setitem(self: Tensor, key: Any, value: Any) -> None:
                 f"can't assign a {type(value).__name__} to a tapegrad.{self.dtype.tensor_type}Tensor"
             )
         value = constant(value.item() if isinstance(value, np.generic) else value, self.dtype)
+    if key is False:
+        return
     tokens, arrays = _parsed(self, key if type(key) is tuple else (key,))
     # the view is refreshed with its base: a stale one would write beside the graph
     target = _basic(self, tokens) if _changes(tokens) or not arrays else self

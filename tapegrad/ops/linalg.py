@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META
-from tapegrad.ops._product_ops import KEY, AffineOp, Plan, ProductOp, c_name, need_tensor, run
+from tapegrad.ops import _product_ops as launcher
+from tapegrad.ops._product_ops import AffineOp, ProductOp, c_name, need_tensor
 from tapegrad.ops._rule import PUBLIC, broadcast_shapes
 from tapegrad.ops._view import as_method
-from tapegrad.tensor import Tensor
+from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
 _PAIR = ["a", "b"]
@@ -292,7 +293,8 @@ def vecmat(op, input, mat):
     return (mat.shape[1],)
 
 
-_matmul_plans: dict[tuple[int, ...], Plan] = {}
+# who asks for a plan, where it is no op (see engine/planned.py)
+_MATMUL, _LINEAR = -1, -2
 
 
 def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -314,27 +316,23 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
     tensor([6., 6.])
     """
     try:
-        key = (rt.look(_S, input._id, LOOK_META) & KEY, rt.look(_S, other._id, LOOK_META) & KEY)
+        k = launcher.planned(_S, TABLE, _MATMUL, input._id, other._id, 0)
     except AttributeError:
         need_tensor("matmul", "input", 1, input)
         need_tensor("matmul", "other", 2, other)
         raise
-    plan = _matmul_plans.get(key)
-    if plan is None:
-        result = _first_matmul(key, input, other)
-    else:
-        result = run(plan, batched_matmul, input, other)
+    result = wrap(k) if k > 0 else _first_matmul(input, other)
     return result if out is None else out.copy_(result)  # type: ignore[attr-defined]
 
 
-def _first_matmul(key: tuple[int, ...], a: Tensor, b: Tensor) -> Tensor:
+def _first_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.ndim == 0 or b.ndim == 0:
         raise RuntimeError(
             f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D"
         )
     ranks = min(a.ndim, 3), min(b.ndim, 3)
     op = {(1, 1): dot, (2, 1): mv, (1, 2): vecmat, (2, 2): mm}.get(ranks, batched_matmul)
-    return op.first_run(_matmul_plans, key, a, b)
+    return op.first_run(_MATMUL, a, b)
 
 
 composite(samples=_RANK_SAMPLES, reference=np.matmul)(matmul)
@@ -343,9 +341,8 @@ composite(samples=_RANK_SAMPLES, reference=np.matmul)(matmul)
 def _matmul_operator(self: Tensor, other: Any) -> Any:
     if not isinstance(other, Tensor):
         return NotImplemented
-    key = (rt.look(_S, self._id, LOOK_META) & KEY, rt.look(_S, other._id, LOOK_META) & KEY)
-    plan = _matmul_plans.get(key)
-    return _first_matmul(key, self, other) if plan is None else run(plan, batched_matmul, self, other)
+    k = launcher.planned(_S, TABLE, _MATMUL, self._id, other._id, 0)
+    return wrap(k) if k > 0 else _first_matmul(self, other)
 
 
 def _reflected_matmul(self: Tensor, other: Any) -> Any:
@@ -557,8 +554,18 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(tg.tensor([1.0, 2.0]), tg.tensor([[1.0, 1.0], [0.0, 2.0]]), tg.tensor([0.5, 0.0]))
     tensor([3.5000, 4.0000])
     """
-    need_tensor("linear", "input", 1, input)
-    need_tensor("linear", "weight", 2, weight)
+    try:
+        if bias is None:
+            k = launcher.planned(_S, TABLE, _LINEAR, input._id, weight._id, 0)
+        else:
+            k = launcher.planned(_S, TABLE, _LINEAR, bias._id, input._id, weight._id)
+        if k > 0:
+            return wrap(k)
+    except AttributeError:
+        need_tensor("linear", "input", 1, input)
+        need_tensor("linear", "weight", 2, weight)
+        need_tensor("linear", "bias", 3, bias)
+        raise
     if weight.ndim > 2:
         raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {weight.ndim}D")
     if input.ndim == 0 or weight.ndim == 0:
@@ -569,7 +576,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product = matmul(input, weight)
         return product if bias is None else product + bias  # type: ignore[operator]
     if bias is None:
-        return (_linear_2d_unbiased if input.ndim == 2 else _linear_nd_unbiased).multiply(input, weight)
-    need_tensor("linear", "bias", 3, bias)
+        return (_linear_2d_unbiased if input.ndim == 2 else _linear_nd_unbiased).first_run(
+            _LINEAR, input, weight
+        )
     op = _linear_2d if input.ndim == 2 else _linear_nd
-    return op.add_product(bias, input, weight)  # type: ignore[attr-defined]
+    return op.first_sum(_LINEAR, bias, input, weight, 1, 1)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ def _check_bool(name: str, mask: Any) -> Tensor:
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}(): argument 'mask' must be Tensor, not {type(mask).__name__}")
     if mask.dtype is not dtypes.bool:
-        raise RuntimeError(f"{name}: expected BoolTensor for mask, but got {mask.dtype.name}")
+        raise RuntimeError(f"{name} only supports boolean masks, but got mask with dtype {mask.dtype.name}")
     return mask
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.structs import IS_VIEW
 from tapegrad.ops._rule import broadcast_shapes
 from tapegrad.ops._view import Geometry, contiguous_geometry, view_op
 from tapegrad.ops.convert import clone
@@ -125,7 +127,11 @@ def reshape(geometry, *shape):
 
 
 def _reshape_by_copy(x: Tensor, *shape: Any) -> Tensor:
-    return unsafe_view(clone(x), integers("reshape", shape, "shape"))
+    fresh = unsafe_view(clone(x), *shape)
+    # nobody else holds the copy, so this is no view of it to users
+    rt.set_flag(rt.S, fresh._id, IS_VIEW, 0)
+    fresh._root = None
+    return fresh
 
 
 reshape.without_view = _reshape_by_copy

@@ -131,7 +131,7 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """Every place of a dimension, without that dimension."""
     check_tensor("unbind", input)
     if input.ndim == 0:
-        raise RuntimeError("Dimension specified as 0 but tensor has no dimensions")
+        raise IndexError("Dimension specified as 0 but tensor has no dimensions")
     d = check_dim(dim, input.ndim)
     return tuple(_unbound(input, d, k) for k in range(input.shape[d]))
 
@@ -253,17 +253,11 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     if swap:
         given[0], given[1] = given[1], given[0]
     shape = tuple(x.numel() for x in given)
-    grids = [
-        expand(
-            view(x, tuple(-1 if d == k else 1 for d in range(len(given))))
-            if x.numel()
-            else reshape(x, tuple(0 if d == k else 1 for d in range(len(given)))),
-            shape,
-        )
-        for k, x in enumerate(given)
-    ]
+    grids = []
+    for k, x in enumerate(given):
+        line = tuple(x.numel() if d == k else 1 for d in range(len(given)))
+        grids.append(expand(reshape(x, line), shape))
     if swap:
-        grids = [transpose(x, 0, 1) for x in grids]
         grids[0], grids[1] = grids[1], grids[0]
     return tuple(grids)
 
@@ -305,10 +299,10 @@ def repeat_interleave(
         from tapegrad.creation import tensor
 
         repeats = tensor(repeats)
-    if isinstance(repeats, Tensor) and repeats.numel() == 1:
-        repeats = repeats.item()
     if isinstance(repeats, Tensor):
-        counts = _repeat_counts(repeats)
+        counts = _repeat_counts(repeats if repeats.ndim else repeats.reshape(1))
+        if counts.size == 1:
+            counts = np.broadcast_to(counts, x.shape[d : d + 1])
         if counts.size != x.shape[d]:
             raise RuntimeError(
                 f"repeats must have the same size as input along dim, but got repeats.size(0) = {counts.size} and "

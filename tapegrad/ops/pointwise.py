@@ -9,7 +9,7 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.engine import structs, vecmath
-from tapegrad.ops._rule import ALL, DISCRETE, INTEGERS, NUMBERS, Domain, Real, pointwise
+from tapegrad.ops._rule import ALL, DISCRETE, FLOATS, INTEGERS, NUMBERS, Domain, Real, pointwise
 
 TWO_OVER_ROOT_PI = 1.1283791670955126
 LN2 = 0.6931471805599453

@@ -520,7 +520,7 @@ def vector_norm(
     if p < 1:
         # keep the infinite slope at zero out of the products
         zero = pw.eq(x.detach(), 0)
-        powers = pw.where_op(zero, 0.0, pw.pow(pw.abs(pw.where_op(zero, 1.0, x)), p))
+        powers = pw.where_op(zero, 0.0 if p > 0 else math.inf, pw.pow(pw.abs(pw.where_op(zero, 1.0, x)), p))
     else:
         powers = pw.pow(pw.abs(x), p)
     return root_of_sum(powers, p, dims, keepdim)

@@ -114,7 +114,7 @@ def same_dtype(name: str, x: Tensor, source: Tensor) -> None:
 def _picked(op: KernelOp, x: Tensor, dim: int, index: Tensor) -> Tensor:
     if x.ndim and index.ndim:
         return gather_along(op, x, dim, index)
-    return gather_along(op, x.reshape(-1), 0, index.reshape(-1)).view(index.shape)
+    return gather_along(op, x.reshape(-1), 0, index.reshape(-1), index.shape)
 
 
 @gathering

@@ -37,8 +37,8 @@ class kthvalue_result(NamedTuple):
 
 
 def _picking_op(name: str, grad_name: str) -> KernelOp:
-    def declared(op, x, dim, index):
-        return gather_along(op, x, dim, index)
+    def declared(op, x, dim, index, shape):
+        return gather_along(op, x, dim, index, shape)
 
     declared.__name__ = declared.__qualname__ = name
     declared.__doc__ = "Elements in the order found by sorting."
@@ -72,10 +72,12 @@ def _line(x: Tensor) -> tuple[Tensor, bool]:
     return (x.reshape(1), True) if x.ndim == 0 else (x, False)
 
 
-def _with_order(op: KernelOp, x: Tensor, d: int, order: np.ndarray, scalar: bool) -> tuple[Tensor, Tensor]:
-    index = tensor_of(order)
-    values = op(x, d, index)
-    return (values.reshape(()), index.reshape(())) if scalar else (values, index)
+def _with_order(
+    op: KernelOp, x: Tensor, d: int, order: np.ndarray, shape: tuple[int, ...] | None = None
+) -> tuple[Tensor, Tensor]:
+    # the elements an order names, and the order, both under a shape
+    shape = order.shape if shape is None else shape
+    return op(x, d, tensor_of(order), shape), tensor_of(order.reshape(shape))
 
 
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> sort_result:
@@ -94,7 +96,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     check_tensor("sort", input)
     d = check_dim(dim, input.ndim)
     x, scalar = _line(input)
-    return sort_result(*_with_order(_in_order, x, d, _order(x._address_array(), d, descending), scalar))
+    return sort_result(*_with_order(_in_order, x, d, _order(x._address_array(), d, descending), () if scalar else None))
 
 
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
@@ -124,7 +126,7 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
     if not 0 <= k <= n:
         raise RuntimeError(f"topk: selected index k out of range: k = {k}, dimension {d} has size {n}")
     order = np.take(_order(x._address_array(), d, largest), np.arange(k), d)
-    return topk_result(*_with_order(_at_top, x, d, order, scalar and k == 1))
+    return topk_result(*_with_order(_at_top, x, d, order, () if scalar and k == 1 else None))
 
 
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kthvalue_result:
@@ -136,10 +138,8 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kth
     if not 1 <= k <= n:
         raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}: k = {k}, size {n}")
     order = np.take(_order(x._address_array(), d, False), [k - 1], d)
-    values, index = _with_order(_at_rank, x, d, order, scalar)
-    if scalar or keepdim:
-        return kthvalue_result(values, index)
-    return kthvalue_result(values.squeeze(d), index.squeeze(d))
+    shape = order.shape if keepdim and not scalar else order.shape[:d] + order.shape[d + 1 :]
+    return kthvalue_result(*_with_order(_at_rank, x, d, order, shape))
 
 
 # distinct elements
@@ -238,11 +238,6 @@ def searchsorted(
     where = side or ("right" if right else "left")
     lines = sorted_sequence._address_array()
     values = input._address_array() if isinstance(input, Tensor) else np.asarray(input)
-    if isinstance(input, Tensor) and input.dtype is not sorted_sequence.dtype:
-        raise RuntimeError(
-            "searchsorted(): input value tensor and boundary tensor should have same dtype, but got boundary tensor dtype "
-            f"{sorted_sequence.dtype.tensor_type} and input value tensor dtype {input.dtype.tensor_type}"
-        )
     if sorter is not None:
         lines = np.take_along_axis(lines, sorter._address_array(), -1)
     if lines.ndim == 1:

@@ -255,13 +255,13 @@ def test_augmented_assignment_keeps_the_object():
     same(x.grad, [2.0])
 
 
-def test_mul_by_itself_in_place_is_refused_by_backward():
+def test_mul_by_itself_in_place_keeps_the_old_value_for_its_backward():
     x = leaf([3.0])
     y = x * 1
     y.mul_(y)
     same(y, [9.0])
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.backward()
+    y.backward()
+    same(x.grad, [6.0])
 
 
 def test_a_constant_becomes_a_result_by_a_write():
