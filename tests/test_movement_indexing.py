@@ -247,10 +247,19 @@ NUMPY = [
     (lambda t: t[:, [2, 0, 0]], lambda a: a[:, [2, 0, 0]]),
     (lambda t: t[t > 2], lambda a: a[a > 2]),
     (lambda t: t.index_select(2, tg.tensor([3, 0])), lambda a: np.take(a, [3, 0], 2)),
-    (lambda t: t.gather(1, tg.tensor([[[0, 1, 2, 0]], [[2, 2, 2, 2]]])), lambda a: np.take_along_axis(a, np.array([[[0, 1, 2, 0]], [[2, 2, 2, 2]]]), 1)),
-    (lambda t: t.scatter(0, tg.tensor([[[1, 0, 1, 1]]]), t)[1, 0], lambda a: np.where([1, 0, 1, 1], a[0, 0], a[1, 0])),
+    (
+        lambda t: t.gather(1, tg.tensor([[[0, 1, 2, 0]], [[2, 2, 2, 2]]])),
+        lambda a: np.take_along_axis(a, np.array([[[0, 1, 2, 0]], [[2, 2, 2, 2]]]), 1),
+    ),
+    (
+        lambda t: t.scatter(0, tg.tensor([[[1, 0, 1, 1]]]), t)[1, 0],
+        lambda a: np.where([1, 0, 1, 1], a[0, 0], a[1, 0]),
+    ),
     (lambda t: t.masked_fill(t > 2, 1), lambda a: np.where(a > 2, np.asarray(1, a.dtype), a)),
-    (lambda t: t.index_add(0, tg.tensor([1, 1]), t), lambda a: a + np.stack([0 * a[0], (a[0] + a[1]).astype(a.dtype)])),
+    (
+        lambda t: t.index_add(0, tg.tensor([1, 1]), t),
+        lambda a: a + np.stack([0 * a[0], (a[0] + a[1]).astype(a.dtype)]),
+    ),
     (lambda t: t.sort(1).values, lambda a: np.sort(a, 1)),
     (lambda t: tg.unique(t), np.unique),
 ]
@@ -280,15 +289,32 @@ def test_samples_of_kernels(name):
     (op,) = [o for o in OPS if o is not None and o.name == name]
     for shape, options in op.samples:
         a = np.arange(np.prod(shape, dtype=int)).reshape(shape) + 1.0
-        np.testing.assert_array_equal(op(tg.tensor(a), *options["args"]).numpy(), op.reference(a, *options["args"]))
+        np.testing.assert_array_equal(
+            op(tg.tensor(a), *options["args"]).numpy(), op.reference(a, *options["args"])
+        )
 
 
 def test_views_share_memory_and_copies_do_not():
     x = tg.arange(24.0).reshape(2, 3, 4)
-    for view in (x.T, x[1:], x[:, None, 0], x.unfold(2, 2, 1), x.diagonal(), x.split(1)[1], x.expand(2, 2, 3, 4)):
+    for view in (
+        x.T,
+        x[1:],
+        x[:, None, 0],
+        x.unfold(2, 2, 1),
+        x.diagonal(),
+        x.split(1)[1],
+        x.expand(2, 2, 3, 4),
+    ):
         assert view._is_view()
         assert view._base is x._base
-    for copy in (x.flip(0), x[[0]], x.repeat(1, 1, 1), x.tril(), tg.cat([x]), x.index_select(0, tg.tensor([0]))):
+    for copy in (
+        x.flip(0),
+        x[[0]],
+        x.repeat(1, 1, 1),
+        x.tril(),
+        tg.cat([x]),
+        x.index_select(0, tg.tensor([0])),
+    ):
         assert not copy._is_view()
 
 

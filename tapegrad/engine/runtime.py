@@ -5,6 +5,7 @@ before the first tensor is made.
 """
 
 import ctypes
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -166,9 +167,13 @@ class Runtime:
         block = self.new_attributes(self.S, len(words) + 1)
         if block == 0:
             raise MemoryError("no memory for the attributes of an operation")
-        for k, word in enumerate(words, 1):
-            ctypes.c_int64.from_address(block + 8 * k).value = word
+        self._words(len(words)).from_address(block + 8)[:] = words
         return block
+
+    @staticmethod
+    @functools.cache
+    def _words(n: int) -> Any:
+        return ctypes.c_int64 * n
 
     # looking at the tables
 

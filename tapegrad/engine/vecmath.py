@@ -234,15 +234,29 @@ def tanh(x):
     return keep_tiny(x, 2.0**-30, copysign(_divide(m, d, d_low), x))
 
 
-@both_widths
-def sigmoid(x):
-    """1/(1 + e**-x), computed from z = e**-|x| as z/(1 + z) for negative x."""
+@inline
+def _sigmoid_parts(x):
+    """Numerator and denominator of the logistic function, and z = e**-|x|."""
     shifted, r, _ = _reduce_by_ln2(_clamp(-fabs(x), c.SMALLEST_EXP(x), 0.0))
     z = scale(literal(1.0, x) + fma(r * r, c.EXP_TAIL(r), r), shifted)
     one = literal(1.0, x)
-    top = select(x < literal(0.0, x), z, one)
-    bottom = one + z
-    return _divide(top, bottom, (one - bottom) + z)
+    return select(x < literal(0.0, x), z, one), one + z, z
+
+
+def _sigmoid32(x):
+    # rounded as 1/(1 + e**-x) is in float32, so that printed digits agree with PyTorch's
+    top, bottom, _ = _sigmoid_parts(x)
+    return top / bottom
+
+
+def _sigmoid64(x):
+    top, bottom, z = _sigmoid_parts(x)
+    return _divide(top, bottom, (literal(1.0, x) - bottom) + z)
+
+
+@with_kernels({types.float64: _sigmoid64, types.float32: _sigmoid32})
+def sigmoid(x):
+    """1/(1 + e**-x), computed from z = e**-|x| as z/(1 + z) for negative x."""
 
 
 # ---------------------------------------------------------------- logarithms

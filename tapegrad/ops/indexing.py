@@ -25,7 +25,7 @@ from tapegrad.tensor import Tensor, layout_facts
 _S = rt.S
 _new = object.__new__
 _PLAIN = frozenset((int, type(None)))
-_FULL = (slice, None, None, None)
+FULL = (slice, None, None, None)
 _ZERO_DIM = (
     "invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ to convert a 0-dim tensor to a "
     "number"
@@ -88,7 +88,7 @@ def _code_of(tokens: tuple) -> int:
             return unsqueeze.code
         if type(token) is int:
             return select.code
-        if type(token) is tuple and token != _FULL:
+        if type(token) is tuple and token != FULL:
             return narrow.code
     return narrow.code if any(type(t) is tuple for t in tokens) else _alias.code
 
@@ -112,10 +112,11 @@ def _plan(layout: int, tokens: tuple) -> tuple[int, int, int, int, int, Geometry
 _step = functools.lru_cache(4096)(_indexed)
 
 
-def _basic(x: Tensor, tokens: tuple) -> Tensor:
-    """The view of a basic index."""
+def basic_view(x: Tensor, tokens: tuple, named: int = 0) -> Tensor:
+    """The view of a basic index (see `_indexed`), under the name of opcode `named` if that is given."""
     meta = rt.look(_S, x._id, LOOK_META)
     code, layout, offset, where, where_offset, geometry = _plan(meta >> 16, tokens)
+    code = named or code
     # without a gradient nothing reads where the view lies
     attributes = rt.view_attributes(_S, where, where_offset) if meta & 256 else 0
     k = rt.record_view(_S, code, x._id, layout, offset, attributes, 1)
@@ -162,15 +163,15 @@ def _bound(value: Any) -> int | None:
 def _getitem(self: Tensor, key: Any) -> Tensor:
     kind = type(key)
     if kind is int or kind is slice:
-        return _basic(self, (_token(key),))
+        return basic_view(self, (_token(key),))
     if kind is tuple:
         tokens = tuple([_token(item) for item in key])
         if NotImplemented not in tokens:
-            return _basic(self, tokens)
+            return basic_view(self, tokens)
     elif key is None or key is Ellipsis:
-        return _basic(self, (key,))
+        return basic_view(self, (key,))
     tokens, arrays = _parsed(self, key if kind is tuple else (key,))
-    x = _basic(self, tokens) if _changes(tokens) or not arrays else self
+    x = basic_view(self, tokens) if _changes(tokens) or not arrays else self
     if not arrays:
         return x
     index, first, last, shape = _row_numbers(x, arrays)
@@ -178,7 +179,7 @@ def _getitem(self: Tensor, key: Any) -> Tensor:
 
 
 def _changes(tokens: tuple) -> bool:
-    return any(t != _FULL and t is not Ellipsis for t in tokens)
+    return any(t != FULL and t is not Ellipsis for t in tokens)
 
 
 # arrays as indices
@@ -207,7 +208,7 @@ def _parsed(x: Tensor, key: tuple) -> tuple[tuple, list[_Entry]]:
     for item in items:
         if item is Ellipsis:
             if not seen:
-                tokens += [_FULL] * (ndim - used)
+                tokens += [FULL] * (ndim - used)
                 d += ndim - used
                 source += ndim - used
             seen = True
@@ -231,7 +232,7 @@ def _parsed(x: Tensor, key: tuple) -> tuple[tuple, list[_Entry]]:
             if item.dtype in (dtypes.bool, np.bool_):
                 _check_mask(x, item, source, d)
             entries.append((d, span, item))
-            tokens += [_FULL] * span
+            tokens += [FULL] * span
             d += span
             source += span
     return tuple(tokens), entries
@@ -450,7 +451,7 @@ def _setitem(self: Tensor, key: Any, value: Any) -> None:
         return
     tokens, arrays = _parsed(self, key if type(key) is tuple else (key,))
     # the view is refreshed with its base: a stale one would write beside the graph
-    target = _basic(self, tokens) if _changes(tokens) or not arrays else self
+    target = basic_view(self, tokens) if _changes(tokens) or not arrays else self
     if not arrays:
         assign(target, _fitted(value, target.ndim))
         return

@@ -11,6 +11,7 @@ import numpy as np
 from tapegrad import dtypes
 from tapegrad.ops._view import ViewOp
 from tapegrad.ops.convert import clone
+from tapegrad.ops.indexing import FULL, basic_view
 from tapegrad.ops.joining import cat, check_tensor, export, integers
 from tapegrad.ops.movement import (
     diagonal,
@@ -71,7 +72,8 @@ def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Te
     if size == 0 and n:
         raise RuntimeError(f"split_size can only be 0 if dimension size is 0, but got dimension size of {n}")
     starts = range(0, n, size) if n else (0,)
-    return tuple(_split_part(tensor, d, s, min(size, n - s)) for s in starts)
+    lead = (FULL,) * d
+    return tuple(basic_view(tensor, (*lead, (slice, s, s + size, 1)), _split_part.code) for s in starts)
 
 
 def _splittable(name: str, tensor: Tensor, dim: int) -> int:
@@ -133,7 +135,8 @@ def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     if input.ndim == 0:
         raise IndexError("Dimension specified as 0 but tensor has no dimensions")
     d = check_dim(dim, input.ndim)
-    return tuple(_unbound(input, d, k) for k in range(input.shape[d]))
+    lead = (FULL,) * d
+    return tuple(basic_view(input, (*lead, k), _unbound.code) for k in range(input.shape[d]))
 
 
 def _split_along(name: str, least: int, dims: tuple[int, int]) -> Any:

@@ -72,14 +72,23 @@ def _rearrange_kernel(S, row, start, stop):
             y = P(out.data + j * n * SIZE)
             k = i64(rules)[3 * last]
             if i64(rules)[3 * last + 1] < 0:
-                for i in range(n):
-                    y[i] = x[(k - i) * step]
+                if step == 1:
+                    x = P(a.data + (_rearranged_line(S, a.layout, out.layout, rules, j) + k - n + 1) * SIZE)
+                    for i in range(n):
+                        y[i] = x[n - 1 - i]
+                else:
+                    for i in range(n):
+                        y[i] = x[(k - i) * step]
             else:
                 i = 0
                 while i < n:
                     m = min(extent - k, n - i)
-                    for t in range(m):
-                        y[i + t] = x[(k + t) * step]
+                    if step == 1:
+                        for t in range(m):
+                            y[i + t] = x[k + t]
+                    else:
+                        for t in range(m):
+                            y[i + t] = x[(k + t) * step]
                     i += m
                     k = 0
 
@@ -106,13 +115,22 @@ def _rearrange_reverse(S, row, start, stop):
             y = P(target + _rearranged_line(S, where, out.layout, rules, j) * SIZE)
             g = P(out.adj + j * n * SIZE)
             k = i64(rules)[3 * last]
-            for i in range(n):
-                if write == 1:
-                    y[k] = g[i]
-                else:
-                    y[k] += g[i]
-                k += sign
-                if k == extent:
+            if sign < 0:
+                for i in range(n):
+                    if write == 1:
+                        y[k - i] = g[i]
+                    else:
+                        y[k - i] += g[i]
+            else:
+                i = 0
+                while i < n:
+                    m = min(extent - k, n - i)
+                    for t in range(m):
+                        if write == 1:
+                            y[k + t] = g[i + t]
+                        else:
+                            y[k + t] += g[i + t]
+                    i += m
                     k = 0
 
 

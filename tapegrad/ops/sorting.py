@@ -96,7 +96,9 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     check_tensor("sort", input)
     d = check_dim(dim, input.ndim)
     x, scalar = _line(input)
-    return sort_result(*_with_order(_in_order, x, d, _order(x._address_array(), d, descending), () if scalar else None))
+    return sort_result(
+        *_with_order(_in_order, x, d, _order(x._address_array(), d, descending), () if scalar else None)
+    )
 
 
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
