@@ -109,9 +109,7 @@ def test_gradient_is_that_of_differences(case):
         np.testing.assert_allclose(found, e, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if isinstance(c[0], ProductOp)], ids=label
-)
+@pytest.mark.parametrize("case", [c for c in CASES if isinstance(c[0], ProductOp)], ids=label)
 def test_derivative_over_tensors_is_the_native_one(case):
     op, shapes, options = case
     tensors = [tg.tensor(x, requires_grad=True) for x in arrays(shapes)]
@@ -133,7 +131,17 @@ def test_derivative_over_tensors_is_the_native_one(case):
         np.testing.assert_allclose(part, tensors[slot].grad.numpy(), atol=1e-12)
 
 
-SIZES = [(1, 1, 1), (2, 3, 4), (1, 50, 40), (40, 50, 1), (1, 3000, 1), (33, 17, 29), (64, 1, 64), (5, 0, 6), (0, 3, 2)]
+SIZES = [
+    (1, 1, 1),
+    (2, 3, 4),
+    (1, 50, 40),
+    (40, 50, 1),
+    (1, 3000, 1),
+    (33, 17, 29),
+    (64, 1, 64),
+    (5, 0, 6),
+    (0, 3, 2),
+]
 
 
 def laid_out(x, how):
@@ -283,7 +291,8 @@ def test_linear_reads_transposed_and_sliced_inputs():
 
 
 @pytest.mark.parametrize(
-    ("input_shape", "shape"), [((), (3, 4)), ((4,), (3, 4)), ((1, 4), (3, 4)), ((3, 1), (3, 4)), ((3, 4), (3, 4))]
+    ("input_shape", "shape"),
+    [((), (3, 4)), ((4,), (3, 4)), ((1, 4), (3, 4)), ((3, 1), (3, 4)), ((3, 4), (3, 4))],
 )
 def test_added_operand_broadcasts(input_shape, shape):
     x, a, b = arrays([input_shape, (3, 5), (5, 4)])
@@ -336,7 +345,10 @@ ERRORS = [
     ("a(4) @ a(3,2)", "mat1 and mat2 shapes cannot be multiplied (1x4 and 3x2)"),
     ("a(2,3) @ a(4)", "size mismatch, got input (2), mat (2x3), vec (4)"),
     ("a(5,2,3) @ a(4)", "size mismatch, got input (10), mat (10x3), vec (4)"),
-    ("a(5,2,3) @ a(5,4,5)", "Expected size for first two dimensions of batch2 tensor to be: [5, 3] but got: [5, 4]."),
+    (
+        "a(5,2,3) @ a(5,4,5)",
+        "Expected size for first two dimensions of batch2 tensor to be: [5, 3] but got: [5, 4].",
+    ),
     (
         "a(5,2,3) @ a(6,3,5)",
         "The size of tensor a (5) must match the size of tensor b (6) at non-singleton dimension 0: "
@@ -350,7 +362,10 @@ ERRORS = [
     ),
     ("a(2,3) @ a(3,4).double()", "expected m1 and m2 to have the same dtype, but got: float != double"),
     ("a(3) @ a(3).double()", "dot : expected both vectors to have same dtype, but found Float and Double"),
-    ("a(2,3) @ a(3).double()", "addmv input tensors must have the same dtype, but got Double, Float, and Double"),
+    (
+        "a(2,3) @ a(3).double()",
+        "addmv input tensors must have the same dtype, but got Double, Float, and Double",
+    ),
     ("a(2,2,3) @ a(2,3,4).double()", "expected scalar type Float but found Double"),
     ("tg.mm(a(2), a(2,2))", "self must be a matrix"),
     ("tg.mv(a(2,3), a(4,4))", "vector + matrix @ vector expected, got 1, 2, 2"),
@@ -374,7 +389,10 @@ ERRORS = [
         "einsum(): subscript j has size 4 for operand 1 which does not broadcast with previously seen size 3",
     ),
     ("tg.einsum('ii->ii', a(3,3))", "einsum(): output subscript i appears more than once in the output"),
-    ("tg.einsum('i->j', a(3))", "einsum(): output subscript j does not appear in the equation for any input operand"),
+    (
+        "tg.einsum('i->j', a(3))",
+        "einsum(): output subscript j does not appear in the equation for any input operand",
+    ),
     ("tg.einsum('ij,jk', a(2,3))", "einsum(): fewer operands were provided than specified in the equation"),
     ("tg.einsum('i', a(2), a(3))", "einsum(): more operands were provided than specified in the equation"),
 ]
@@ -392,7 +410,9 @@ def test_error_text(expression, message):
 def test_operands_that_are_no_tensors():
     with pytest.raises(TypeError, match="unsupported operand type"):
         tg.ones(2, 2) @ 3
-    with pytest.raises(TypeError, match=r"matmul\(\): argument 'other' \(position 2\) must be Tensor, not int"):
+    with pytest.raises(
+        TypeError, match=r"matmul\(\): argument 'other' \(position 2\) must be Tensor, not int"
+    ):
         tg.matmul(tg.ones(2, 2), 3)
     with pytest.raises(TypeError, match=r"mm\(\): argument 'mat2' \(position 2\) must be Tensor, not int"):
         tg.mm(tg.ones(2, 2), 3)
@@ -482,7 +502,12 @@ def test_name_of_the_gradient_function(expression, name):
 
 def test_as_pytorch():
     torch = pytest.importorskip("torch")
-    for shapes in (((30, 40), (40, 20)), ((3, 30, 40), (40, 20)), ((4, 1, 30, 40), (5, 40, 20)), ((40,), (3, 40, 5))):
+    for shapes in (
+        ((30, 40), (40, 20)),
+        ((3, 30, 40), (40, 20)),
+        ((4, 1, 30, 40), (5, 40, 20)),
+        ((40,), (3, 40, 5)),
+    ):
         operands = arrays(shapes, "float32")
         ours = [tg.tensor(x, requires_grad=True) for x in operands]
         theirs = [torch.tensor(x, requires_grad=True) for x in operands]
@@ -509,7 +534,11 @@ def test_cached_kernels_work_in_another_process(tmp_path):
     environment = os.environ | {"TAPEGRAD_CACHE_DIR": str(tmp_path)}
     for expected_compilation in (True, False):
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", textwrap.dedent(program)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert (int(done.stdout) > 0) is expected_compilation
 

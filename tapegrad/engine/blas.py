@@ -23,8 +23,8 @@ from tapegrad.engine.structs import internal, internal_contract, internal_sum
 _ROUTINES = ("gemm", "gemv", "dot")
 _INT_MAX = 2**31 - 1
 
-# products with fewer multiplications are faster in a loop than through BLAS
-SMALL = 1500
+# products with fewer multiplications are faster in a loop than through BLAS, which takes about 75 ns to get going
+SMALL = 350
 
 
 @functools.cache

@@ -8,6 +8,7 @@ rebuilt.
 """
 
 import dis
+import functools
 import hashlib
 import os
 import platform
@@ -85,9 +86,9 @@ def _describe(value: Any, seen: dict[int, bytes]) -> bytes:
         described = value.py_func
     elif hasattr(value, "_defn"):  # an intrinsic
         described = value._defn
-    if isinstance(described, python_types.FunctionType) and "engine.vecmath" in described.__module__:
-        # overloads hide what is called: take the whole file
-        return hashlib.sha256(Path(described.__code__.co_filename).read_bytes()).digest()
+    module = described if isinstance(described, python_types.ModuleType) else getattr(described, "__module__", "")
+    if "tapegrad.engine.vecmath" in str(getattr(module, "__name__", module)):
+        return _vecmath_digest()  # overloads hide what is called: take all of it
     if isinstance(described, set | frozenset):
         return repr(sorted(described)).encode()
     if not isinstance(described, python_types.FunctionType):
@@ -102,6 +103,12 @@ def _describe(value: Any, seen: dict[int, bytes]) -> bytes:
         digest.update(repr(sorted(options.items(), key=str)).encode())
     seen[id(value)] = digest.digest()
     return seen[id(value)]
+
+
+@functools.cache
+def _vecmath_digest() -> bytes:
+    files = sorted(Path(__file__).parent.glob("vecmath*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).digest()
 
 
 def _describe_code(code: Any, function: Any, digest: Any, seen: dict[int, bytes]) -> None:

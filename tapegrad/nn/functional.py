@@ -478,8 +478,8 @@ def kl_div(
 
 def _entropy_of(y: Tensor) -> Tensor:
     # y log y, which is zero at zero
-    positive = pw.gt(y.detach(), 0)
-    return pw.where_op(positive, pw.mul(y, pw.log(pw.where_op(positive, y, 1.0))), pw.mul(y, 0.0))
+    zero = pw.eq(y.detach(), 0)
+    return pw.where_op(zero, 0.0, pw.mul(y, pw.log(pw.where_op(zero, 1.0, y))))
 
 
 # shapes and look-ups

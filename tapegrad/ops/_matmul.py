@@ -186,9 +186,7 @@ def product_forward(S, row, start, stop):
     attr = i64(r.attr)
     c = P(buffer_of(S, r.out).data)
     one, zero = one_of(c), zero_of(c)
-    multiply(
-        S, a.layout, P(a.data), b.layout, P(b.data), attr[4], one, zero, c, attr[2], start, stop
-    )
+    multiply(S, a.layout, P(a.data), b.layout, P(b.data), attr[4], one, zero, c, attr[2], start, stop)
 
 
 def product_reverse(S, row, start, stop):
@@ -338,9 +336,7 @@ def affine_forward(S, row, start, stop):
         each = rows // attr[2]
         _fill(S, out.layout, c, x.layout, P(x.data), beta, start * each, stop * each)
         keep = one_of(c)
-    multiply(
-        S, a.layout, P(a.data), b.layout, P(b.data), attr[4], alpha, keep, c, attr[2], start, stop
-    )
+    multiply(S, a.layout, P(a.data), b.layout, P(b.data), attr[4], alpha, keep, c, attr[2], start, stop)
 
 
 def affine_reverse(S, row, start, stop):
@@ -356,9 +352,7 @@ def affine_reverse(S, row, start, stop):
         n = shape_of(S, out.layout)[layout_of(S, out.layout).ndim - 1]
         rows = layout_of(S, out.layout).elements // n if n > 0 else 0
         each = rows // attr[2]
-        _reduce(
-            S, out.layout, g, rows, x.layout, P(adjoint[0]), store[0], beta, start * each, stop * each
-        )
+        _reduce(S, out.layout, g, rows, x.layout, P(adjoint[0]), store[0], beta, start * each, stop * each)
     # an operand that is neither wanted nor saved may be gone, its layout too
     if store[1] < 0 and store[2] < 0:
         return

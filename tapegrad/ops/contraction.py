@@ -327,9 +327,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
     for position, (name, t) in enumerate((("input1", input1), ("input2", input2), ("weight", weight)), 1):
         need_tensor("bilinear", name, position, t)
     if input1.ndim != input2.ndim:
-        raise RuntimeError(
-            f"bilinear(): input dimensions do not match: got {input1.ndim} and {input2.ndim}"
-        )
+        raise RuntimeError(f"bilinear(): input dimensions do not match: got {input1.ndim} and {input2.ndim}")
     for d in range(input1.ndim - 1):
         if input1.shape[d] != input2.shape[d]:
             raise RuntimeError(
@@ -351,9 +349,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
     return result if bias is None else result + bias
 
 
-@kernel_op(
-    inputs=["x"], reference=np.trace, samples=[(((3, 3),), {}), (((2, 4),), {}), (((0, 3),), {})]
-)
+@kernel_op(inputs=["x"], reference=np.trace, samples=[(((3, 3),), {}), (((2, 4),), {}), (((0, 3),), {})])
 def trace(op, input):
     r"""Sum of a matrix's diagonal, :math:`\sum_i A_{ii}`.
 

@@ -126,7 +126,9 @@ def mm(op, input, mat2):
     return input.shape[0], mat2.shape[1]
 
 
-@product_op(routine="addmv_impl_cpu", reference=np.matmul, samples=[(((2, 3), (3,)), {}), (((4, 1), (1,)), {})])
+@product_op(
+    routine="addmv_impl_cpu", reference=np.matmul, samples=[(((2, 3), (3,)), {}), (((4, 1), (1,)), {})]
+)
 def mv(op, input, vec):
     r"""Product of a matrix and a vector, :math:`c_i = \sum_k A_{ik} b_k`.
 
@@ -514,7 +516,13 @@ def _linear_op(name: str, grad_name: str, bias: bool) -> ProductOp:
     function = declared if bias else unbiased
     function.__name__, function.__doc__ = name, "A linear layer (see `linear`)."
     make = affine_op if bias else product_op
-    options = {"grad_name": grad_name, "reference": None, "transposed": True, "public": False, "method": False}
+    options = {
+        "grad_name": grad_name,
+        "reference": None,
+        "transposed": True,
+        "public": False,
+        "method": False,
+    }
     return make(routine="addmm_impl_cpu_", **options)(function)
 
 

@@ -125,7 +125,7 @@ def _entropy_x(x, y, p):
 
 @internal
 def _entropy_y(x, y, p):
-    return _clamped_log(1 - x, p) - _clamped_log(x, p)
+    return log(1 - x) - log(x)
 
 
 def _negative(slope: Any) -> Any:
