@@ -114,6 +114,8 @@ def as_dtype(d: object) -> dtype:
     if isinstance(d, type) and d.__name__ in _BY_PYTHON and d.__module__ == "builtins":
         return _BY_PYTHON[d.__name__] if d.__name__ != "float" else _default
     try:
+        if isinstance(d, str):
+            raise TypeError
         return of_numpy(np.dtype(d))  # type: ignore[call-overload]
     except TypeError:
         raise TypeError(f"dtype must be a tapegrad.dtype, not {type(d).__name__} {d!r}") from None

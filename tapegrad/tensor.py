@@ -343,28 +343,6 @@ class Tensor:
         """Whether `retain_grad` was called on this intermediate result."""
         return bool(self._flags() & RETAIN_GRAD)
 
-    def backward(
-        self,
-        gradient: Tensor | None = None,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-        inputs: Any = None,
-    ) -> None:
-        """Accumulate the gradients of this tensor into the leaves it was computed from.
-
-        Args:
-            gradient: the adjoint to start from, of this tensor's shape; optional for one element.
-            retain_graph: keep the saved values, so that backward may run again.
-            create_graph: record the derivative computation too.
-            inputs: accumulate into these tensors only.
-
-        Raises:
-            RuntimeError: see `tapegrad.autograd.backward`.
-        """
-        from tapegrad.autograd import backward
-
-        backward(self, gradient, retain_graph, create_graph, inputs=inputs)
-
     def detach(self) -> Tensor:
         """The same memory, outside the graph."""
         return wrap(check_id(rt.share_leaf(_S, self._id, 0)))
@@ -489,11 +467,16 @@ class Tensor:
             raise RuntimeError(f"Boolean value of Tensor with {how} is ambiguous")
         return bool(self.item())
 
+    def _number(self) -> Any:
+        if self.numel() != 1:
+            raise ValueError("only one element tensors can be converted to Python scalars")
+        return self.item()
+
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._number())
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._number())
 
     def __index__(self) -> int:
         if self.numel() != 1 or self.dtype.is_floating_point:
@@ -501,7 +484,7 @@ class Tensor:
         return int(self.item())
 
     def __complex__(self) -> complex:
-        return complex(self.item())
+        return complex(self._number())
 
     def __len__(self) -> int:
         if self.ndim == 0:

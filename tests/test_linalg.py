@@ -1,4 +1,4 @@
-"""Matrix products and what is made of them: values, gradients, errors, strides, and kernels cached on disk."""
+"""Matrix products and what is made of them: values, gradients, errors, strides, and cached kernels."""
 
 import os
 import subprocess

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
 
-from tapegrad import errors
+import numpy as np
+
+from tapegrad import dtypes, errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_PRODUCER
@@ -82,6 +85,9 @@ def backward(
         raise RuntimeError(errors.DOUBLE_BACKWARD)
     _check_roots(roots)
     gradients = _as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(roots)
+    if inputs is None and len(roots) == 1 and gradients[0] is None:
+        _from_scalar(roots[0], bool(retain_graph))
+        return
     starts = _start_values(roots, gradients)
     if inputs is None:
         _run(roots, starts, bool(retain_graph), None)
@@ -184,6 +190,46 @@ def _batched(
     )
 
 
+# a one of each floating dtype, to start from
+_ONES = tuple(np.ones(1, d) for d in (np.float32, np.float64))
+_ONE_ADDRESSES = tuple(int(a.ctypes.data) for a in _ONES)
+
+
+def _from_scalar(root: Tensor, retain: bool) -> None:
+    # the usual case, in one call into compiled code
+    k = root._id
+    meta = rt.look(_S, k, LOOK_META)
+    if math.prod(layout_facts(meta >> 16)[0]) != 1:
+        raise RuntimeError(errors.NOT_SCALAR)
+    with _sweeping:
+        answer = rt.sweep_from(_S, k, _ONE_ADDRESSES[meta & 0xFF], retain)
+        if answer == structs.SWEEP_BUSY:
+            _run([root], _start_values([root], [None]), retain, None)
+        elif answer != structs.DONE:
+            try:
+                _finish(answer)
+            finally:
+                rt.state["sweeping"] = 0
+    if rt.state.orphans:
+        rt.drop_orphans(_S)
+
+
+def _finish(answer: int) -> None:
+    """Resume a sweep that stopped with an answer, to its end, and settle the gradients."""
+    if answer != structs.SETTLE_PYTHON:
+        try:
+            _sweep(answer)
+        except BaseException:
+            rt.abandon(_S, int(rt.state.row_count) - 1)
+            raise
+        answer = rt.settle(_S)
+    while answer != structs.DONE:
+        if answer == structs.SWEEP_MEMORY:
+            raise MemoryError("no memory for a gradient")
+        _add_out_of_place(int(rt.state.fault))
+        answer = rt.settle(_S)
+
+
 def _run(
     roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
 ) -> list[Tensor | None]:
@@ -222,14 +268,10 @@ def _run_alone(
                     rt.load_moves(t.dtype.code)
                 if not rt.seed(_S, t._id, rt.look(_S, g._id, LOOK_DATA)):
                     raise MemoryError("no memory for a gradient")
-            _sweep(top)
         except BaseException:
             rt.abandon(_S, int(state.row_count) - 1)
             raise
-        while (answer := rt.settle(_S)) != structs.DONE:
-            if answer == structs.SWEEP_MEMORY:
-                raise MemoryError("no memory for a gradient")
-            _add_out_of_place(int(state.fault))
+        _finish(rt.sweep(_S, top))
         found: list[Tensor | None] = []
         for t in wanted or ():
             k = rt.adjoint_buffer(_S, t._id)
@@ -266,9 +308,9 @@ def _add_out_of_place(k: int) -> None:
     rt.set_grad(_S, k, total._id)
 
 
-def _sweep(top: int) -> None:
+def _sweep(answer: int) -> None:
+    """Do what a stopped sweep asks for, and resume it, until it is done."""
     state = rt.state
-    answer = rt.sweep(_S, top)
     while answer != structs.DONE:
         index, slot = int(state.fault), int(state.fault_slot)
         op = OPS[int(rt.row(index)["op"])]
@@ -327,8 +369,6 @@ def _reverse_in_python(op: Any, index: int) -> None:
             continue
         part = part.contiguous()
         if part.dtype.code != dtype:
-            from tapegrad import dtypes
-
             part = part.to(dtypes.ALL[dtype])
         rt.load_moves(dtype)
         if not rt.accumulate_adjoint(_S, target, part._id):
@@ -359,8 +399,6 @@ def _modified(index: int, slot: int) -> str:
     k = int(row["out"]) if slot == 3 else int(row[_FIELDS[slot]])
     expected = int(row[f"version{slot}"])
     meta = rt.look(_S, k, LOOK_META)
-    from tapegrad import dtypes
-
     facts: dict[str, Any] = {
         "type": dtypes.ALL[meta & 0xFF].tensor_type,
         "shape": list(layout_facts(meta >> 16)[0]),
@@ -373,3 +411,28 @@ def _modified(index: int, slot: int) -> str:
     writer = OPS[int(rt.row(producer)["op"])]
     assert writer is not None
     return errors.MODIFIED.format(name=writer.grad_name, **facts)
+
+
+def _tensor_backward(
+    self: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Accumulate the gradients of this tensor into the leaves it was computed from.
+
+    Args:
+        gradient: the adjoint to start from, of this tensor's shape; optional for one element.
+        retain_graph: keep the saved values, so that backward may run again.
+        create_graph: record the derivative computation too.
+        inputs: accumulate into these tensors only.
+
+    Raises:
+        RuntimeError: see `tapegrad.autograd.backward`.
+    """
+    backward(self, gradient, retain_graph, create_graph, inputs)
+
+
+_tensor_backward.__name__, _tensor_backward.__qualname__ = "backward", "Tensor.backward"
+Tensor.backward = _tensor_backward  # type: ignore[attr-defined]

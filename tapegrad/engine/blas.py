@@ -1,7 +1,8 @@
-"""Matrix products for compiled code: SciPy's BLAS by address, plain loops where they are faster or BLAS has no routine.
+"""Matrix products for compiled code: SciPy's BLAS by address, plain loops where they are faster.
 
-Everything here speaks row-major: a matrix is a pointer and two strides in elements. BLAS takes any matrix with one
-stride of 1, transposed views included; other strides go through a loop, so a caller who wants speed copies first.
+Everything here speaks row-major: a matrix is a pointer and two strides in elements. BLAS takes any matrix
+with one stride of 1, transposed views included; other strides go through a loop, so a caller who wants speed
+copies first.
 """
 
 import functools
@@ -23,15 +24,16 @@ from tapegrad.engine.structs import internal, internal_contract, internal_sum
 _ROUTINES = ("gemm", "gemv", "dot")
 _INT_MAX = 2**31 - 1
 
-# products with fewer multiplications are faster in a loop than through BLAS, which takes about 75 ns to get going
+# products with fewer multiplications are faster in a loop: BLAS takes about 75 ns to get going
 SMALL = 350
 
 
 @functools.cache
 def bind_symbols() -> None:
-    """Tell LLVM where SciPy's BLAS lives in this process; call it before compiling or loading code that uses it.
+    """Tell LLVM where SciPy's BLAS lives in this process.
 
-    Compiled code names the routines by symbol, so code cached on disk stays valid in another process.
+    Compiled code names the routines by symbol, so code cached on disk stays valid in another process,
+    provided this was called before it was compiled or loaded.
     """
     table = _cython_blas().__pyx_capi__
     for routine in _ROUTINES:
@@ -90,7 +92,8 @@ def _letter(real):
 def _fortran(routine: str, kinds: str):
     """An intrinsic that calls a BLAS routine; `kinds` has a letter an argument.
 
-    t: whether to transpose; i: integer; r: real number; p: pointer to elements. The last pointer's type selects the routine.
+    t: whether to transpose; i: integer; r: real number; p: pointer to elements. The last pointer's type
+    selects the routine.
     """
 
     def declare(typing_context, *arguments):
@@ -152,7 +155,7 @@ def _dot(typing_context, n, x, incx, y, incy):
 
 @internal
 def leading(rows, columns, s0, s1):
-    """How BLAS sees a matrix: its leading dimension if row-major, minus that if column-major, 0 if neither."""
+    """A matrix's leading dimension for BLAS if it is row-major, minus that if column-major, 0 if neither."""
     if s1 == 1 or columns <= 1:
         if rows <= 1:
             return max(columns, 1)
@@ -294,7 +297,8 @@ def _matrix_vector(m, k, alpha, a, la, x, step, beta, y, stride):
         _gemv(0, m, k, alpha, a, -la, x, step, beta, y, stride)
 
 
-# a product is long code that kernels need several times over, so it is compiled once a dtype and called by symbol
+# a product is long code that kernels need several times over: it is compiled once a dtype and called by
+# symbol
 
 _PRODUCT = "def {name}(m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc):\n"
 _PRODUCT += "    compute(m, n, k, alpha, P(a), as0, as1, P(b), bs0, bs1, beta, P(c), ldc)\n"
@@ -326,7 +330,7 @@ def bind_product(dtype: int) -> None:
 
 @intrinsic
 def product(typing_context, m, n, k, alpha, a, as0, as1, b, bs0, bs1, beta, c, ldc):
-    """``c = alpha a b + beta c`` for matrices of one type, through BLAS where it has a routine and that is faster.
+    """``c = alpha a b + beta c`` for matrices of one type, through BLAS where that is faster.
 
     Args:
         m: rows of `a` and `c`.

@@ -6,25 +6,9 @@ and most operations never look at a shape at all.
 
 
 
-from tapegrad.engine.structs import (
-    LAYOUT_SIZE,
-    MAX_DIMS,
-    OPERAND_OFFSET,
-    OPERANDS,
-    OUTER_SHAPE_OFFSET,
-    OUTER_STRIDES_OFFSET,
-    STEP_OFFSET,
-    i64,
-    internal_inline,
-    internal_words,
-    layout_of,
-    malloc,
-    memset,
-    realloc,
-    shape_of,
-    state_at,
-    strides_of,
-)
+
+
+from tapegrad.engine.structs import LAYOUT_SIZE, MAX_DIMS, OPERANDS, OPERAND_OFFSET, OUTER_SHAPE_OFFSET, OUTER_STRIDES_OFFSET, STEP_OFFSET, i64, internal_inline, internal_words, layout_of, malloc, memset, realloc, shape_of, state_at, strides_of
 
 
 @internal_words

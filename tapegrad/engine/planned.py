@@ -1,7 +1,8 @@
-"""Ops launched by what their operands look like: checks and choices are made once, in Python, and remembered by layouts and dtypes.
+"""Ops launched by what their operands look like: checks and choices are made once and remembered by layouts.
 
-A matrix product has many forms, each with an opcode, a result layout and an attribute block of its own. Python works them out
-the first time and puts them into a table that compiled code reads, so the next call of that form is one entry.
+A matrix product has many forms, each with an opcode, a result layout and an attribute block of its own.
+Python works them out the first time and puts them into a table that compiled code reads, so the next call of
+that form is one entry.
 """
 
 import functools
@@ -42,7 +43,7 @@ def look_of(S, k):
 
 @internal
 def record_planned(S, table, asked, a, b, c):
-    """Record and run what `asked` does with these buffers; 0 without a plan, or a negative answer of `record_kernel`."""
+    """Record and run what `asked` does with these buffers: `record_kernel`'s answer, 0 without a plan."""
     first, second, third = look_of(S, a), look_of(S, b), look_of(S, c)
     plan = i64(table + _slot(asked, first, second, third) * 64)
     if (

@@ -6,80 +6,12 @@ then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
 
 
 
+
+
 from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
-from tapegrad.engine.structs import (
-    CONST_BUFFER_OFFSET,
-    CONST_KEY_OFFSET,
-    DTYPE_SLOTS,
-    IN_PLACE,
-    INFERENCE,
-    INFERENCE_MODE,
-    INFERENCE_SAVED,
-    INFERENCE_WRITTEN,
-    IS_VIEW,
-    LEAF_WRITTEN,
-    MIXED_DTYPES,
-    MODE_THREAD_OFFSET,
-    MODE_VALUE_OFFSET,
-    NATIVE_AFTER,
-    NEEDS_KERNEL,
-    NEEDS_NATIVE,
-    NEEDS_OLD_VALUE,
-    NEEDS_PARALLEL,
-    NO_GRAD_VIEW,
-    NO_GRAD_VIEW_WRITTEN,
-    NO_MEMORY,
-    NOT_BROADCASTABLE,
-    OP_SAVED_OFFSET,
-    OP_SIZE,
-    OPERAND_OFFSET,
-    PARTIAL_OVERLAP,
-    REQUIRES_GRAD,
-    REVERSED,
-    ROW_SIZE,
-    SAME_DTYPE,
-    SELECT,
-    SELF_OVERLAP,
-    STALE_VIEW,
-    UNSUPPORTED_DTYPE,
-    VIEW_HANDLED,
-    VIEW_WRITTEN,
-    WRONG_DTYPE,
-    WRONG_SHAPE,
-    bits_of,
-    buffer_of,
-    call_kernel,
-    call_parallel,
-    f32,
-    float_of,
-    i8,
-    i16,
-    i32,
-    i64,
-    internal_inline,
-    internal_words,
-    itemsize,
-    layout_of,
-    op_of,
-    row_at,
-    row_of,
-    shape_of,
-    state_at,
-    storage_of,
-    strides_of,
-    thread_id,
-    u8,
-)
-from tapegrad.engine.tape import (
-    commit_row,
-    free_block,
-    new_buffer,
-    release,
-    reserve_buffer,
-    reserve_row,
-    retain,
-)
+from tapegrad.engine.structs import CONST_BUFFER_OFFSET, CONST_KEY_OFFSET, DTYPE_SLOTS, INFERENCE, INFERENCE_MODE, INFERENCE_SAVED, INFERENCE_WRITTEN, IN_PLACE, IS_VIEW, LEAF_WRITTEN, MIXED_DTYPES, MODE_THREAD_OFFSET, MODE_VALUE_OFFSET, NATIVE_AFTER, NEEDS_KERNEL, NEEDS_NATIVE, NEEDS_OLD_VALUE, NEEDS_PARALLEL, NOT_BROADCASTABLE, NO_GRAD_VIEW, NO_GRAD_VIEW_WRITTEN, NO_MEMORY, OPERAND_OFFSET, OP_SAVED_OFFSET, OP_SIZE, PARTIAL_OVERLAP, REQUIRES_GRAD, REVERSED, ROW_SIZE, SAME_DTYPE, SELECT, SELF_OVERLAP, STALE_VIEW, UNSUPPORTED_DTYPE, VIEW_HANDLED, VIEW_WRITTEN, WRONG_DTYPE, WRONG_SHAPE, bits_of, buffer_of, call_kernel, call_parallel, f32, float_of, i16, i32, i64, i8, internal_inline, internal_words, itemsize, layout_of, op_of, row_at, row_of, shape_of, state_at, storage_of, strides_of, thread_id, u8
+from tapegrad.engine.tape import commit_row, free_block, new_buffer, release, reserve_buffer, reserve_row, retain
 
 # work worth sharing among threads, in quarter nanoseconds: starting them costs about 5 microseconds
 PARALLEL_WORK = 120_000

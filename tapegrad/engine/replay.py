@@ -5,7 +5,6 @@ at the row where it stopped. `pending` counts rows whose output has an adjoint a
 ends as soon as nothing is left, however long the tape below.
 """
 
-
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate
 from tapegrad.engine.record import run_kernel, wants_threads
@@ -32,7 +31,9 @@ from tapegrad.engine.structs import (
     ROW_SIZE,
     ROW_VERSIONS_OFFSET,
     SELECT,
+    SETTLE_PYTHON,
     STORE_OFFSET,
+    SWEEP_BUSY,
     SWEEP_FREED,
     SWEEP_KERNEL,
     SWEEP_MEMORY,
@@ -535,7 +536,7 @@ def adjoint_buffer(S, k):
 
 @internal_words
 def settle(S):
-    """Hand the adjoints of leaves and retained buffers over to their gradients: DONE, SWEEP_MEMORY, or SWEEP_PYTHON to have
+    """Hand the adjoints of leaves and retained buffers over to their gradients: DONE, SWEEP_MEMORY, or SETTLE_PYTHON to have
     the adjoint of the buffer in ``fault`` added to its gradient.
 
     Buffers marked CAPTURE keep their adjoint for `adjoint_buffer`.
@@ -563,7 +564,7 @@ def settle(S):
         else:
             # a gradient that is not a plain block is added to out of place, over tensors
             s.fault = k
-            return SWEEP_PYTHON
+            return SETTLE_PYTHON
     return DONE if enough else SWEEP_MEMORY
 
 
@@ -581,3 +582,28 @@ def adjoint_copy(S, k):
     memcpy(block, b.adj, size)
     storage = adopt_storage(S, block, size, 0, 0)
     return new_buffer(S, storage, block, layout, b.dtype)
+
+
+@internal_words
+def sweep_from(S, k, source, retain):
+    """A whole backward pass from buffer `k`, in one call where nothing asks for Python.
+
+    Returns:
+        DONE; SWEEP_BUSY, with nothing done, inside another sweep; or why it stopped, to be resumed and settled.
+    """
+    s = state_at(S)
+    if s.sweeping:
+        return SWEEP_BUSY
+    s.sweeping = 1
+    s.pending = 0
+    s.touched = 0
+    s.selective = 0
+    s.retain = retain
+    if not seed(S, k, source):
+        return SWEEP_MEMORY
+    outcome = sweep(S, buffer_of(S, k).producer)
+    if outcome == DONE:
+        outcome = settle(S)
+        if outcome == DONE:
+            s.sweeping = 0
+    return outcome

@@ -55,6 +55,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     "reverse": (
         replay.seed,
         replay.sweep,
+        replay.sweep_from,
         replay.settle,
         replay.mark_paths,
         replay.clear_marks,

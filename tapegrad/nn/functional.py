@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from tapegrad import dtypes
-from tapegrad.ops import activation, softmax as _softmax_ops
+from tapegrad.ops import activation
 from tapegrad.ops import loss as _loss
 from tapegrad.ops import pointwise as pw
+from tapegrad.ops import softmax as _softmax_ops
 from tapegrad.ops._fold import check_input
 from tapegrad.ops._rule import cast, constant
-from tapegrad.ops.reduction import vector_norm
+from tapegrad.ops.norms import vector_norm
 from tapegrad.tensor import Tensor
 
 __all__ = [
@@ -100,7 +101,7 @@ def tanh(input: Tensor) -> Tensor:
 
 
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    r"""Smooth positive part, :math:`\ln(1 + e^{\beta x}) / \beta`, linear where :math:`\beta x` exceeds the threshold."""
+    r"""Smooth positive part, :math:`\ln(1 + e^{\beta x}) / \beta`, linear above the threshold."""
     return _unary(pw.softplus, input, False, beta, threshold)
 
 
@@ -294,7 +295,7 @@ def smooth_l1_loss(
     reduction: str = "mean",
     beta: float = 1.0,
 ) -> Tensor:
-    r"""Absolute error that is quadratic below :math:`\beta`: :math:`d^2 / 2\beta`, else :math:`|d| - \beta/2`.
+    r"""Absolute error, quadratic below :math:`\beta`: :math:`d^2 / 2\beta`, else :math:`|d| - \beta/2`.
 
     Raises:
         RuntimeError: for a negative `beta`.
@@ -310,7 +311,7 @@ def smooth_l1_loss(
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
 ) -> Tensor:
-    r"""Squared error that is linear beyond :math:`\delta`: :math:`d^2 / 2`, else :math:`\delta (|d| - \delta/2)`.
+    r"""Squared error, linear beyond :math:`\delta`: :math:`d^2 / 2`, else :math:`\delta (|d| - \delta/2)`.
 
     Raises:
         RuntimeError: for a `delta` that is not positive.
@@ -331,7 +332,7 @@ def binary_cross_entropy(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Cross entropy of probabilities, :math:`-y \log x - (1 - y) \log(1 - x)`, logarithms being at least -100.
+    r"""Cross entropy, :math:`-y \log x - (1 - y) \log(1 - x)`, logarithms being at least -100.
 
     Args:
         input: probabilities.
@@ -347,13 +348,11 @@ def binary_cross_entropy(
     check_input("binary_cross_entropy", input)
     if target.shape != input.shape:
         raise ValueError(
-            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is deprecated. "
-            "Please ensure they have the same size."
+            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is "
+            "deprecated. Please ensure they have the same size."
         )
     if target.dtype is not input.dtype:
-        raise RuntimeError(
-            f"Found dtype {target.dtype.tensor_type} but expected {input.dtype.tensor_type}"
-        )
+        raise RuntimeError(f"Found dtype {target.dtype.tensor_type} but expected {input.dtype.tensor_type}")
     if input.numel():
         plain = input.detach()
         low, high = plain.amin().item(), plain.amax().item()  # type: ignore[attr-defined]
@@ -373,7 +372,7 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Cross entropy of probabilities given by their logits, :math:`\max(x, 0) - x y + \log(1 + e^{-|x|})`.
+    r"""Cross entropy given the logits, :math:`\max(x, 0) - x y + \log(1 + e^{-|x|})`.
 
     Args:
         input: logits.
@@ -409,7 +408,7 @@ def nll_loss(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Negative log-likelihood of classes, :math:`-w_y x_y`, from log-probabilities; arguments as `cross_entropy`."""
+    r"""Negative log-likelihood of classes, :math:`-w_y x_y`; arguments as `cross_entropy`."""
     reduction = _reduction(size_average, reduce, reduction)
     return _loss.class_likelihood(input, target, weight, ignore_index, reduction)
 
@@ -542,8 +541,8 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         raise RuntimeError("Padding length must be divisible by 2")
     if len(widths) > 2 * input.ndim:
         raise RuntimeError(
-            "Padding length should be less than or equal to two times the input dimension but got padding length "
-            f"{len(widths)} and input of dimension {input.ndim}"
+            "Padding length should be less than or equal to two times the input dimension but got padding "
+            f"length {len(widths)} and input of dimension {input.ndim}"
         )
     from tapegrad.ops.padding import constant_pad
 
@@ -592,5 +591,3 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     first = pw.true_divide(x1, pw.clamp_low(vector_norm(x1, 2, dim, True), eps))
     second = pw.true_divide(x2, pw.clamp_low(vector_norm(x2, 2, dim, True), eps))
     return pw.mul(first, second).sum(dim)  # type: ignore[attr-defined]
-
-

@@ -1,8 +1,9 @@
 """What reductions share: the geometry they work on, and kernels that fold runs of elements into one.
 
-A reduction sees its input as (outer, run, inner): for each outer and inner index the run is folded. With ``inner == 1`` a work item
-is one outer row; else it is a block of columns, folded side by side. A large full reduction is cut into chunks of fixed
-size, folded independently and merged in order, so the result does not depend on the number of threads.
+A reduction sees its input as (outer, run, inner): for each outer and inner index the run is folded. With
+``inner == 1`` a work item is one outer row; else it is a block of columns, folded side by side. A large full
+reduction is cut into chunks of fixed size, folded independently and merged in order, so the result does not depend
+on the number of threads.
 """
 
 from __future__ import annotations
@@ -11,31 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numba
-import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
 from tapegrad import dtypes
-from tapegrad.engine import structs
 from tapegrad.engine.kernels import build_typed
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.structs import (
-    buffer_of,
-    i64,
-    internal,
-    internal_sum,
-    row_at,
-    stack_block,
-    state_at,
-)
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._kernel import KernelOp, ReductionOp
+from tapegrad.ops._rule import Real
 from tapegrad.tensor import Tensor, check_dim, layout_facts
 
-# elements of a chunk of a full reduction, and columns of a block; a chunk of two words a column fits `stack_block`
+# elements of a chunk of a full reduction; columns of a block, with one and with two words each in `stack_block`
 CHUNK = 16384
 COLUMNS = 256
 PAIR_COLUMNS = 128
@@ -127,9 +112,7 @@ def _memory_order(shape: Sequence[int], strides: Sequence[int]) -> list[int] | N
     return order
 
 
-def _make_plan(
-    layout: int, dims: tuple[int, ...], keepdim: bool, ordered: bool, plain: bool = False
-) -> Plan:
+def _make_plan(layout: int, dims: tuple[int, ...], keepdim: bool, ordered: bool, plain: bool = False) -> Plan:
     shape, strides, contiguous = layout_facts(layout)
     reduced = set(dims)
     kept = tuple(1 if d in reduced else n for d, n in enumerate(shape))
@@ -205,9 +188,11 @@ def refuse_empty(name: str, plan: Plan, dim: Any, x: Tensor) -> None:
 
 
 class _Chosen:
-    """Placeholders that depend on the dtype, `axis`/`keepdims`/`out`, and twins under another name of `grad_fn`."""
+    """Placeholders chosen by dtype, `axis`/`keepdims`/`out`, and twins with another name of `grad_fn`."""
 
-    def __init__(self, function: Callable, *, choose: Callable[[int], dict] | None = None, **options: Any) -> None:
+    def __init__(
+        self, function: Callable, *, choose: Callable[[int], dict] | None = None, **options: Any
+    ) -> None:
         super().__init__(function, **options)
         self.options = options | {"choose": choose}
         self.choose = choose or (lambda dtype: {})
@@ -257,7 +242,14 @@ class _Chosen:
         function.__name__ = function.__qualname__ = name
         function.__doc__ = self.__doc__
         function.__module__ = self.__module__
-        options = self.options | {"grad_name": grad_name, "samples": samples, "public": False, "method": False}
+        options = self.options | {
+            "grad_name": grad_name,
+            "samples": samples,
+            "public": False,
+            "method": False,
+        }
+        if not samples and options.get("domain") is None:
+            options["domain"] = Real()
         other = type(self)(function, **options)
         other.kernel = self.kernel  # type: ignore[attr-defined]
         if self.derivative is not None:  # type: ignore[attr-defined]
@@ -302,7 +294,9 @@ class Fold(_Chosen, ReductionOp):
             items = -per_chunk * -(-plan.run // CHUNK)
             work = CHUNK * cost // per_chunk
         words = [plan.outer, plan.run, plan.inner, *words]
-        return self.launch_reduction([x, second], plan.shape, plan.kept, dtype, parameters, words, items, work)
+        return self.launch_reduction(
+            [x, second], plan.shape, plan.kept, dtype, parameters, words, items, work
+        )
 
 
 class Select(_Chosen, KernelOp):
@@ -336,251 +330,3 @@ def fold_op(**options: Any) -> Callable[[Callable], Fold]:
 def select_op(**options: Any) -> Callable[[Callable], Select]:
     """Declare an op along one dim with kernels of its own."""
     return lambda function: Select(function, **options)
-
-
-# folds: how one run, and how a block of columns, is folded
-
-
-def _extreme_instruction(name: str):
-    """LLVM's `maximum` or `minimum`, which let NaN through and vectorise."""
-
-    @intrinsic
-    def extreme(typing_context, a, b):
-        def codegen(context, builder, signature, args):
-            real = args[0].type
-            suffix = "f64" if real == ir.DoubleType() else "f32"
-            kind = ir.FunctionType(real, [real, real])
-            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{suffix}")
-            return builder.call(function, args)
-
-        return a(a, b), codegen
-
-    return extreme
-
-
-_maximum = _extreme_instruction("maximum")
-_minimum = _extreme_instruction("minimum")
-
-
-@internal
-def larger(a, b):
-    """The larger of two; NaN if either is."""
-    return _maximum(a, b)
-
-
-@internal
-def smaller(a, b):
-    """The smaller of two; NaN if either is."""
-    return _minimum(a, b)
-
-
-@internal
-def _larger_integer(a, b):
-    return a if a > b else b
-
-
-@internal
-def _smaller_integer(a, b):
-    return a if a < b else b
-
-
-@internal_sum
-def _plus(t, v):
-    return t + v
-
-
-@internal_sum
-def plus_number(t, v):
-    """Sum that passes over NaN."""
-    return t + (v if v == v else 0)
-
-
-@internal_sum
-def plus_square(t, v):
-    """Sum of squares."""
-    w = types.float64(v)
-    return t + w * w
-
-
-@internal_sum
-def times(t, v):
-    """Product."""
-    return t * v
-
-
-@internal
-def count(t, v):
-    """Number of elements that are not zero."""
-    return t + (v != 0)
-
-
-@internal
-def both(t, v):
-    """Whether all are not zero."""
-    return t & (v != 0)
-
-
-@internal
-def either(t, v):
-    """Whether one is not zero."""
-    return t | (v != 0)
-
-
-@internal
-def as_is(t, run):
-    """The fold itself."""
-    return t
-
-
-@internal
-def mean_of(t, run):
-    """The fold over the number of elements."""
-    return t / run
-
-
-@internal
-def root_of(t, run):
-    """The square root of the fold."""
-    return math.sqrt(t)
-
-
-def row_fold(step: Any, start: Any, merge: Any) -> Any:
-    """A function that folds `n` elements from ``x[0]`` on, block by block so that rounding errors stay small."""
-
-    @internal_sum
-    def stretch(x, first, last):
-        t = start
-        for i in range(first, last):
-            t = step(t, x[i])
-        return t
-
-    @internal
-    def row(x, n):
-        if n <= CHUNK:
-            return stretch(x, 0, n)
-        t = start
-        for first in range(0, n, CHUNK):
-            t = merge(t, stretch(x, first, min(first + CHUNK, n)))
-        return t
-
-    return row
-
-
-def column_fold(step: Any, start: Any) -> Any:
-    """A function that folds `m` columns of `run` rows, `stride` elements apart, into `acc`."""
-
-    @internal_sum
-    def columns(x, run, stride, m, acc):
-        for j in range(m):
-            acc[j] = start
-        whole = run - run % 4
-        for r in range(0, whole, 4):
-            a = r * stride
-            b, c, d = a + stride, a + 2 * stride, a + 3 * stride
-            for j in range(m):
-                acc[j] = step(step(step(step(acc[j], x[a + j]), x[b + j]), x[c + j]), x[d + j])
-        for r in range(whole, run):
-            a = r * stride
-            for j in range(m):
-                acc[j] = step(acc[j], x[a + j])
-
-    return columns
-
-
-def fold_kernel(S, row, start, stop):
-    """Forward kernel of every fold with one accumulator: ROW, BLOCK, MERGE and FINISH over accumulators A."""
-    r = row_at(row)
-    words = i64(r.attr)
-    outer, run, inner = words[G], words[G + 1], words[G + 2]
-    x = buffer_of(S, r.in0).data
-    out = OUT(buffer_of(S, r.out).data)
-    if words[2] < 0:
-        parts = A(state_at(S).scratch)
-        if start < 0:
-            t = parts[0]
-            for k in range(1, stop):
-                t = MERGE(t, parts[k])
-            out[0] = FINISH(t, run)
-            return
-        for k in range(start, stop):
-            parts[k] = ROW(P(x + k * CHUNK * SIZE), min(CHUNK, run - k * CHUNK))
-        return
-    if inner == 1:
-        for o in range(start, stop):
-            out[o] = FINISH(ROW(P(x + o * run * SIZE), run), run)
-        return
-    blocks = (inner + COLUMNS - 1) // COLUMNS
-    acc = A(stack_block())
-    for k in range(start, stop):
-        o = k // blocks
-        c = (k - o * blocks) * COLUMNS
-        m = min(COLUMNS, inner - c)
-        BLOCK(P(x + (o * run * inner + c) * SIZE), run, inner, m, acc)
-        for j in range(m):
-            out[o * inner + c + j] = FINISH(acc[j], run)
-
-
-MERGE = None
-_POINTERS = {"float64": structs.f64, "int64": structs.i64, "uint8": structs.u8}
-_made: dict[tuple, dict[str, Any]] = {}
-
-
-def _parts(step: Any, start: Any, merge: Any, finish: Any, acc: Any, out: Any) -> dict[str, Any]:
-    key = (step, repr(start), merge, finish, acc, out)
-    if key not in _made:
-        _made[key] = {
-            "ROW": row_fold(step, start, merge),
-            "BLOCK": column_fold(step, start),
-            "MERGE": merge,
-            "FINISH": finish,
-            "A": acc,
-            "OUT": out,
-        }
-    return _made[key]
-
-
-def pointer_of(dtype: int) -> Any:
-    name = dtypes.ALL[dtype].name
-    return getattr(structs, {"float32": "f32", "float64": "f64", "uint8": "u8", "bool": "u8"}.get(name, f"i{name[3:]}"))
-
-
-def sums(
-    step: Any = _plus, finish: Any = as_is, start: int = 0, merge: Any = _plus, integer: bool = False
-) -> Callable[[int], dict[str, Any]]:
-    """Placeholders of a sum: float64 accumulators for floating dtypes (unless `integer`), int64 for the others."""
-
-    def choose(dtype: int) -> dict[str, Any]:
-        real = dtype <= 1 and not integer
-        acc = structs.f64 if real else structs.i64
-        return _parts(step, float(start) if real else start, merge, finish, acc, pointer_of(dtype) if real else structs.i64)
-
-    return choose
-
-
-def tests(step: Any, start: int) -> Callable[[int], dict[str, Any]]:
-    """Placeholders of `all` and `any`."""
-    merge = both if start else either
-
-    def choose(dtype: int) -> dict[str, Any]:
-        return _parts(step, np.uint8(start), merge, as_is, structs.u8, structs.u8)
-
-    return choose
-
-
-def extremes(largest: bool) -> Callable[[int], dict[str, Any]]:
-    """Placeholders of a maximum or minimum, in the operand's own dtype."""
-
-    def choose(dtype: int) -> dict[str, Any]:
-        kind = dtypes.ALL[dtype]
-        if kind.is_floating_point:
-            step, start = (larger, -math.inf) if largest else (smaller, math.inf)
-        else:
-            step = _larger_integer if largest else _smaller_integer
-            limits = dtypes.iinfo(kind) if kind.category else None
-            low, high = (limits.min, limits.max) if limits else (0, 1)
-            start = low if largest else high
-        typed_start = (np.uint8 if kind.category == 0 else kind.numpy.type)(start)
-        pointer = pointer_of(dtype)
-        return _parts(step, typed_start, step, as_is, pointer, pointer) | {"STEP": step}
-
-    return choose

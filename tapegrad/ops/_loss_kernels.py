@@ -110,8 +110,8 @@ SLOPE_X = SLOPE_Y = None
 
 # class losses: words are rows outside, classes, rows inside, ignored index, reduction, rows of a block
 #
-# The second input holds the target classes; the third, for each row, the logarithm that normalises it and its weight, then the
-# divisor of the mean and one more than the row of a class that is out of bounds.
+# The second input holds the target classes; the third, for each row, the logarithm that normalises it and its
+# weight, then the divisor of the mean, and one more than the row of a class that is out of bounds.
 
 
 @internal
@@ -189,7 +189,9 @@ def class_kernel(S, row, start, stop):
                     kept[2 * rows + 1] = i + 1
                     loss = math.nan
                 else:
-                    at = i * classes + target if inner == 1 else (o * classes + target) * inner + i - o * inner
+                    at = (
+                        i * classes + target if inner == 1 else (o * classes + target) * inner + i - o * inner
+                    )
                     w = _row_weight(weights, extra != 0, target)
                     kept[2 * i + 1] = w
                     weight += w

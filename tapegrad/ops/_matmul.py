@@ -1,8 +1,8 @@
-"""The kernels behind every matrix product: operands of any rank in one instruction, and their reverse straight into adjoints.
+"""The kernels behind every matrix product: operands of any rank, and the reverse straight into adjoints.
 
-A product is described from the layouts of its operands: the last two dims are matrices (the last one a vector), those before
-are broadcast batch dims. Batch dims of the first operand become rows where they can, so ``x[batch, time, k] @ W[k, n]`` is one call
-of BLAS; transposed operands are read in place.
+A product is described from the layouts of its operands: the last two dims are matrices (the last one a
+vector), those before are broadcast batch dims. Batch dims of the first operand become rows where they can, so
+``x[batch, time, k] @ W[k, n]`` is one call of BLAS; transposed operands are read in place.
 """
 
 import numpy as np
@@ -114,7 +114,7 @@ def _offset(W, item, steps):
 
 @internal
 def multiply(S, la, a, lb, b, transposed, alpha, beta, c, items, start, stop):
-    """``c = alpha a b + beta c`` for contiguous `c`, for work items `start` to `stop` (one item does everything)."""
+    """``c = alpha a b + beta c``, `c` contiguous, for some of the work items; one alone does everything."""
     W = i64(stack_block())
     _describe(S, la, lb, transposed, items <= 1, W)
     m, n, k = W[_M], W[_N], W[_K]
@@ -217,7 +217,9 @@ def product_reverse(S, row, start, stop):
 
 @internal
 def _rows_of(S, lo, li, W, contiguous):
-    """Fill `W` with the dims before the last of layout `lo` and the strides of `li` along them; the rows' length and stride.
+    """Fill `W` with the dims before the last of layout `lo` and the strides of `li` along them.
+
+    Returns the rows' length and stride in `li`, and its number of elements.
 
     Args:
         S: the state.
@@ -320,7 +322,7 @@ def _reduce(S, lo, g, rows, li, target, store, beta, first, last):
 
 
 def affine_forward(S, row, start, stop):
-    """Kernel of ``beta input + alpha a b``; attribute words 4 to 6: transposed, bits of alpha, bits of beta."""
+    """Kernel of ``beta input + alpha a b``; words 4 to 6: transposed, bits of alpha, bits of beta."""
     r = row_at(row)
     x, a, b = buffer_of(S, r.in0), buffer_of(S, r.in1), buffer_of(S, r.in2)
     attr = i64(r.attr)

@@ -48,7 +48,8 @@ def need_tensor(name: str, argument: str, position: int, value: Any) -> None:
     """
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name}(): argument '{argument}' (position {position}) must be Tensor, not {type(value).__name__}"
+            f"{name}(): argument '{argument}' (position {position}) must be Tensor, not "
+            f"{type(value).__name__}"
         )
 
 
@@ -216,14 +217,14 @@ class ProductOp(KernelOp):
             self.refuse(k, operands)
 
 
-# Multiplications in a batch entry up to which OpenBLAS works on one core. Beyond, entries follow one another: two levels of
-# threads make it wait for itself (and complain), which took 10 to 20 times as long.
+# Multiplications in a batch entry up to which OpenBLAS works on one core. Beyond, entries follow one another:
+# two levels of threads make it wait for itself (and complain), which took 10 to 20 times as long.
 _ONE_CORE = 1 << 18
 _ONE_CORE_VECTOR = 9000
 
 
 def split(a: Tensor, b: Tensor, transposed: bool) -> tuple[int, int]:
-    """Work items of a product, and the work of one: an item a batch entry where no operand is shared between them."""
+    """Work items of a product, and the work of one: an item a batch entry where those share no operand."""
     batch = a.shape[:-2]
     if not batch or batch != b.shape[:-2]:
         return 1, 4
@@ -295,7 +296,7 @@ class AffineOp(ProductOp):
 
 
 def product_parts(g: Any, a: Any, b: Any, need: int, transposed: bool) -> tuple:
-    """The derivative of a product over tensors, to be summed to the operands' shapes where those were broadcast.
+    """The derivative of a product over tensors, still to be summed to operands that were broadcast.
 
     Args:
         g: adjoint of the result.

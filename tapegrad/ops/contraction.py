@@ -1,4 +1,4 @@
-"""Sums of products made of matrix products: tensordot, einsum, chains and powers; and trace and cross product."""
+"""Sums of products made of matrix products: tensordot, chains, powers; and trace and cross product."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tapegrad.engine.structs import (
     STORE_OFFSET,
     buffer_of,
     i64,
-    layout_of,
     row_at,
     strides_of,
 )
@@ -59,7 +58,7 @@ composite(samples=[(((2,), (3,)), {})], reference=np.outer, name="ger")(outer)
 
 @composite(samples=[(((2, 3), (4, 3)), {}), (((3,), (3,)), {}), (((2, 5, 3), (3,)), {})], reference=np.inner)
 def inner(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
-    r"""Products summed over the last dims of both operands, :math:`C_{\dots} = \sum_k A_{\dots k} B_{\dots k}`.
+    r"""Products summed over the last dims, :math:`C_{\dots} = \sum_k A_{\dots k} B_{\dots k}`.
 
     Args:
         input: tensor of shape (…, k), or of no dims.
@@ -85,7 +84,8 @@ def inner(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
     else:
         shape = (*input.shape[:-1], *other.shape[:-1])
         columns = other.reshape(other.shape[:-1].numel(), other.shape[-1])
-        result = matmul(input, columns.t()).reshape(shape)
+        product: Any = matmul(input, columns.t())
+        result = product.reshape(shape)
     return result if out is None else out.copy_(result)  # type: ignore[attr-defined]
 
 
@@ -103,7 +103,7 @@ def _tensordot_reference(a, b, dims=2):
     method=False,
 )
 def tensordot(a: Any, b: Any, dims: Any = 2, out: Tensor | None = None) -> Tensor:
-    r"""Products summed over several dims, :math:`C_{\dots} = \sum_{k} A_{\dots k_1 \dots k_d} B_{k_1 \dots k_d \dots}`.
+    r"""Sums of products, :math:`C_{\dots} = \sum_{k} A_{\dots k_1 \dots k_d} B_{k_1 \dots k_d \dots}`.
 
     Args:
         a: a tensor.
@@ -145,7 +145,8 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Tensor | None = None) -> Tenso
                 a = a.sum(p, keepdim=True)
             else:
                 raise RuntimeError(
-                    f"contracted dimensions need to match, but first has size {a.shape[p]} in dim {named_p} and second has size "
+                    f"contracted dimensions need to match, but first has size {a.shape[p]} in dim "
+                    f"{named_p} and second has size "
                     f"{b.shape[q]} in dim {named_q}"
                 )
     free_a = [d for d in range(a.ndim) if d not in summed_a]
@@ -155,7 +156,8 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Tensor | None = None) -> Tenso
     m, n = (int(np.prod([t.shape[d] for d in free])) for t, free in ((a, free_a), (b, free_b)))
     left = a.permute(*free_a, *summed_a).reshape(m, k)
     right = b.permute(*summed_b, *free_b).reshape(k, n)
-    result = mm(left, right).reshape(shape)
+    result: Any = mm(left, right)
+    result = result.reshape(shape)
     return result if out is None else out.copy_(result)  # type: ignore[attr-defined]
 
 
@@ -222,7 +224,8 @@ def multi_dot(tensors: Sequence[Any], *, out: Tensor | None = None) -> Tensor:
         if matrices[position].shape[1] != matrices[position + 1].shape[0]:
             shapes = [list(t.shape) for t in tensors[position : position + 2]]
             raise RuntimeError(
-                f"multi_dot(): tensors {position} and {position + 1} with shapes {shapes[0]} and {shapes[1]} cannot be multiplied"
+                f"multi_dot(): tensors {position} and {position + 1} with shapes {shapes[0]} and "
+                f"{shapes[1]} cannot be multiplied"
             )
     sizes = [matrices[0].shape[0], *(t.shape[1] for t in matrices)]
     result = _multiply_run(matrices, _chain_order(sizes), 0, len(matrices) - 1)
@@ -258,7 +261,13 @@ def chain_matmul(*matrices: Any, out: Tensor | None = None) -> Tensor:
 
 
 @composite(
-    samples=[(((3, 3),), {"args": (3,)}), (((2, 3, 3),), {"args": (2,)}), (((3, 3),), {"args": (5,)})],
+    samples=[
+        (((3, 3),), {"args": (3,)}),
+        (((2, 3, 3),), {"args": (2,)}),
+        (((3, 3),), {"args": (5,)}),
+        (((3, 3),), {"args": (0,)}),
+        (((3, 3),), {"args": (1,)}),
+    ],
     reference=np.linalg.matrix_power,
 )
 def matrix_power(input: Any, n: int, *, out: Tensor | None = None) -> Tensor:
@@ -281,7 +290,8 @@ def matrix_power(input: Any, n: int, *, out: Tensor | None = None) -> Tensor:
     rows, columns = input.shape[-2:]
     if rows != columns:
         raise RuntimeError(
-            f"linalg.matrix_power: A must be batches of square matrices, but they are {rows} by {columns} matrices"
+            f"linalg.matrix_power: A must be batches of square matrices, but they are {rows} by {columns} "
+            "matrices"
         )
     if n < 0:
         raise NotImplementedError(f"matrix_power: negative exponents need an inverse, but got n={n}")
@@ -331,21 +341,25 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
     for d in range(input1.ndim - 1):
         if input1.shape[d] != input2.shape[d]:
             raise RuntimeError(
-                f"bilinear(): input batch dimensions do not match at dim {d}: got {input1.shape[d]} and {input2.shape[d]}"
+                f"bilinear(): input batch dimensions do not match at dim {d}: got {input1.shape[d]} and "
+                f"{input2.shape[d]}"
             )
     for number, t in ((1, input1), (2, input2)):
         if t.shape[-1] != weight.shape[number]:
             raise RuntimeError(
-                f"bilinear(): input{number} size does not match weight size: got {t.shape[-1]} but expected {weight.shape[number]}"
+                f"bilinear(): input{number} size does not match weight size: got {t.shape[-1]} but "
+                f"expected {weight.shape[number]}"
             )
     if bias is not None and bias.shape[0] != weight.shape[0]:
         raise RuntimeError(
-            f"bilinear(): bias size does not match weight size: got {bias.shape[0]} but expected {weight.shape[0]}"
+            f"bilinear(): bias size does not match weight size: got {bias.shape[0]} but expected "
+            f"{weight.shape[0]}"
         )
     k, i, j = weight.shape
     rows = input1.shape[:-1].numel()
-    half = mm(input1.reshape(rows, i), weight.permute(1, 0, 2).reshape(i, k * j)).reshape(rows, k, j)  # type: ignore[attr-defined]
-    result = matmul(half, input2.reshape(rows, j, 1)).reshape(*input1.shape[:-1], k)  # type: ignore[attr-defined]
+    first: Any = mm(input1.reshape(rows, i), weight.permute(1, 0, 2).reshape(i, k * j))
+    second: Any = matmul(first.reshape(rows, k, j), input2.reshape(rows, j, 1))
+    result = second.reshape(*input1.shape[:-1], k)
     return result if bias is None else result + bias
 
 
@@ -404,7 +418,7 @@ def _(S, row, start, stop):
 
 @kernel_op(inputs=["a", "b"], reference=None, grad_name="LinalgCrossBackward0", method=False, public=False)
 def cross_product(op, a, b, inner):
-    """Cross products of contiguous tensors along a dim with `inner` elements between its entries (see `cross`)."""
+    """Cross products along a dim of contiguous tensors with `inner` elements between its entries."""
     return op.launch([a, b], a.shape, a.dtype, [inner, a.numel() // 3])
 
 
@@ -467,7 +481,8 @@ def cross(input: Any, other: Any, dim: int | None = None, *, out: Tensor | None 
     d = check_dim(dim, input.ndim)
     if input.shape[d] != 3 or other.shape[d] != 3:
         raise RuntimeError(
-            f"linalg.cross: inputs dimension {dim} must have length 3. Got {input.shape[d]} and {other.shape[d]}"
+            f"linalg.cross: inputs dimension {dim} must have length 3. Got {input.shape[d]} and "
+            f"{other.shape[d]}"
         )
     if input.dtype is not other.dtype:
         raise RuntimeError(

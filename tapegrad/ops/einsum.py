@@ -1,4 +1,4 @@
-"""Einstein summation: the equation is parsed once a signature, and carried out as matrix products of pairs."""
+"""Einstein summation: an equation is parsed once a signature, and carried out as products of pairs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def _parse_side(text: str, where: str, equation: str, start: int) -> list[int | 
             k += 1
         else:
             raise RuntimeError(
-                f"einsum(): invalid subscript given at index {start + k} in the equation string, subscripts must be in [a-zA-Z]"
+                f"einsum(): invalid subscript given at index {start + k} in the equation string, "
+                "subscripts must be in [a-zA-Z]"
             )
     return found
 
@@ -101,12 +102,14 @@ def _expand(
         named, ndim = sum(label is not None for label in part), len(shape)
         if None not in part and named != ndim:
             raise RuntimeError(
-                f"einsum(): the number of subscripts in the equation ({named}) does not match the number of dimensions ({ndim}) "
+                f"einsum(): the number of subscripts in the equation ({named}) does not match the number "
+                f"of dimensions ({ndim}) "
                 f"for operand {position} and no ellipsis was given"
             )
         if named > ndim:
             raise RuntimeError(
-                f"einsum(): the number of subscripts in the equation ({named}) is more than the number of dimensions ({ndim}) "
+                f"einsum(): the number of subscripts in the equation ({named}) is more than the number of "
+                f"dimensions ({ndim}) "
                 f"for operand {position}"
             )
         widest = max(widest, ndim - named)
@@ -131,7 +134,8 @@ def _expand(
             )
         if not any(label in labels for labels in operands):
             raise RuntimeError(
-                f"einsum(): output subscript {_name(label)} does not appear in the equation for any input operand"
+                f"einsum(): output subscript {_name(label)} does not appear in the equation for any input "
+                "operand"
             )
         result.append(label)
     return operands, result
@@ -142,13 +146,16 @@ def _make_plan(parts: Any, output: Any, shapes: Sequence[Sequence[int]]) -> _Pla
     sizes: dict[int, int] = {}
     reduced = []
     for position, (labels, shape) in enumerate(zip(operands, shapes, strict=True)):
-        kept, extents, diagonals = [], [], []
+        kept: list[int] = []
+        extents: list[int] = []
+        diagonals: list[tuple[int, int]] = []
         for label, extent in zip(labels, shape, strict=True):
             if label in kept:
                 at = kept.index(label)
                 if extents[at] != extent:
                     raise RuntimeError(
-                        f"einsum(): subscript {_name(label)} is repeated for operand {position} but the sizes don't match, "
+                        f"einsum(): subscript {_name(label)} is repeated for operand {position} but the "
+                        "sizes don't match, "
                         f"{extent} != {extents[at]}"
                     )
                 diagonals.append((at, len(kept)))
@@ -159,7 +166,8 @@ def _make_plan(parts: Any, output: Any, shapes: Sequence[Sequence[int]]) -> _Pla
             known = sizes.get(label, 1)
             if known != 1 and extent not in (1, known):
                 raise RuntimeError(
-                    f"einsum(): subscript {_name(label)} has size {extent} for operand {position} which does not broadcast "
+                    f"einsum(): subscript {_name(label)} has size {extent} for operand {position} which "
+                    "does not broadcast "
                     f"with previously seen size {known}"
                 )
             sizes[label] = extent if known == 1 else known
@@ -262,11 +270,12 @@ def _einsum_reference(equation, *arrays):
     method=False,
 )
 def einsum(*args: Any) -> Tensor:
-    r"""Products of the elements of tensors, summed over the indices that an equation leaves out of its result.
+    r"""Products of the elements of tensors, summed over the indices an equation leaves out of its result.
 
-    ``einsum("ij,jk->ik", a, b)`` is the matrix product :math:`\sum_j a_{ij} b_{jk}`. Without an arrow the result has the indices
-    that occur once, in alphabetical order; an ellipsis stands for any number of dims that broadcast; an index twice in one
-    operand takes its diagonal. Indices may also be given as lists of integers, one after each operand.
+    ``einsum("ij,jk->ik", a, b)`` is the matrix product :math:`\sum_j a_{ij} b_{jk}`. Without an arrow the
+    result has the indices that occur once, in alphabetical order; an ellipsis stands for any number of dims
+    that broadcast; an index twice in one operand takes its diagonal. Indices may also be given as lists of
+    integers, one after each operand.
 
     Args:
         args: the equation and the operands, or operands and lists of indices.
@@ -280,7 +289,8 @@ def einsum(*args: Any) -> Tensor:
     """
     if len(args) < 2:
         raise ValueError(
-            "einsum(): must specify the equation string and at least one operand, or at least one operand and its subscripts list"
+            "einsum(): must specify the equation string and at least one operand, or at least one operand "
+            "and its subscripts list"
         )
     equation = args[0]
     key: tuple
@@ -326,7 +336,7 @@ def _carry_out(plan: _Plan, tensors: Sequence[Any]) -> Tensor:
     for step in plan.order:
         j, i = max(step), min(step)
         (b, lb), (a, la) = left.pop(j), left.pop(i)
-        needed = [label for label in plan.output]
+        needed = list(plan.output)
         for _, labels in left:
             needed += [label for label in labels if label not in needed]
         left.append(_contract(a, la, b, lb, needed))

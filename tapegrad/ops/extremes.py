@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
-from tapegrad.ops import _fold, _fold_pairs
+from tapegrad.ops import _fold_places, _fold_sums
 from tapegrad.ops import pointwise as pw
-from tapegrad.ops._fold import CHUNK, check_input, fold_op, normal_dims, one_dim, plan_of, refuse_empty, select_op
+from tapegrad.ops._fold import (
+    check_input,
+    fold_op,
+    normal_dims,
+    one_dim,
+    plan_of,
+    refuse_empty,
+    select_op,
+)
 from tapegrad.ops._kernel import empty
-from tapegrad.ops._rule import PUBLIC
+from tapegrad.ops._rule import PUBLIC, Real
 from tapegrad.ops._view import as_method
 from tapegrad.ops.reduction import SAMPLES, numpy_reduction, wanted
 from tapegrad.tensor import Tensor
@@ -32,7 +40,7 @@ def _extreme(op: Any, input: Any, dim: Any, keepdim: Any) -> Tensor:
 
 @fold_op(
     inputs=["x", "shared"],
-    choose=_fold.extremes(True),
+    choose=_fold_sums.extremes(True),
     reference=numpy_reduction(np.amax),
     samples=SAMPLES,
 )
@@ -58,7 +66,7 @@ def amax(op, input, dim=None, keepdim=False):
 
 @fold_op(
     inputs=["x", "shared"],
-    choose=_fold.extremes(False),
+    choose=_fold_sums.extremes(False),
     reference=numpy_reduction(np.amin),
     samples=SAMPLES,
 )
@@ -72,7 +80,7 @@ def _share(g, x, shared, out):
 
 
 for _op in (amax, amin):
-    _op.forward(_fold_pairs.extreme_kernel)
+    _op.forward(_fold_places.extreme_kernel)
     _op.backward(_share)
     _op.public_name = _op.name
 
@@ -153,7 +161,9 @@ def _place(op: Any, input: Any, dim: Any, keepdim: Any) -> Tensor:
 
 @select_op(
     inputs=["x"],
-    choose=lambda dtype: _fold.extremes(True)(dtype) | {"BETTER": _fold_pairs.better_than(True), "VALUES": False},
+    choose=lambda dtype: (
+        _fold_sums.extremes(True)(dtype) | {"BETTER": _fold_places.better_than(True), "VALUES": False}
+    ),
     reference=_numpy_places(np.argmax),
     samples=_PLACE_SAMPLES,
 )
@@ -178,7 +188,7 @@ def argmax(op, input, dim=None, keepdim=False):
 @select_op(
     inputs=["x"],
     choose=lambda dtype: (
-        _fold.extremes(False)(dtype) | {"BETTER": _fold_pairs.better_than(False), "VALUES": False}
+        _fold_sums.extremes(False)(dtype) | {"BETTER": _fold_places.better_than(False), "VALUES": False}
     ),
     reference=_numpy_places(np.argmin),
     samples=_PLACE_SAMPLES,
@@ -189,7 +199,7 @@ def argmin(op, input, dim=None, keepdim=False):
 
 
 for _op in (argmax, argmin):
-    _op.forward(_fold_pairs.place_kernel)
+    _op.forward(_fold_places.place_kernel)
 
 
 def _picked(op: Any, name: str, input: Tensor, dim: Any, keepdim: Any, cost: int) -> Any:
@@ -214,7 +224,7 @@ def _pick_op(name: str, grad_name: str, kernel: Any, choose: Any, doc: str, refe
         inputs=["x", "places"],
         choose=choose,
         reference=reference,
-        samples=[(((2, 3, 4),), {"args": (1,)}), (((5, 3),), {"args": (-1, True)})],
+        domain=Real(),
         grad_name=grad_name,
         method=False,
         public=False,
@@ -225,26 +235,31 @@ def _pick_op(name: str, grad_name: str, kernel: Any, choose: Any, doc: str, refe
         raise NotImplementedError
 
     made.backward(scatter)
-    made.reverse_kernel(_fold_pairs.place_reverse)
+    made.reverse_kernel(_fold_places.place_reverse)
     return made
 
 
 def _along(largest: bool) -> Callable:
     return lambda dtype: (
-        _fold.extremes(largest)(dtype) | {"BETTER": _fold_pairs.better_than(largest), "VALUES": True}
+        _fold_sums.extremes(largest)(dtype) | {"BETTER": _fold_places.better_than(largest), "VALUES": True}
     )
 
 
 max_along = _pick_op(
-    "max", "MaxBackward0", _fold_pairs.place_kernel, _along(True), "Largest elements along one dim.", np.amax
+    "max", "MaxBackward0", _fold_places.place_kernel, _along(True), "Largest elements along one dim.", np.amax
 )
 min_along = _pick_op(
-    "min", "MinBackward0", _fold_pairs.place_kernel, _along(False), "Smallest elements along one dim.", np.amin
+    "min",
+    "MinBackward0",
+    _fold_places.place_kernel,
+    _along(False),
+    "Smallest elements along one dim.",
+    np.amin,
 )
 median_along = _pick_op(
     "median",
     "MedianBackward1",
-    _fold_pairs.median_kernel,
+    _fold_places.median_kernel,
     lambda dtype: {"SHARED": False},
     "Lower medians along one dim.",
     np.median,
@@ -267,7 +282,7 @@ def median_all(op, input):
     return op.fold(x, plan, x.dtype, (), shared, 16, whole=True)
 
 
-median_all.forward(_fold_pairs.median_kernel)
+median_all.forward(_fold_places.median_kernel)
 median_all.backward(_share)
 
 
@@ -283,7 +298,11 @@ def _either_form(name: str, whole: Any, along: Any, pair: Any) -> Callable:
             other, args = args[0], args[1:]
         unknown = set(named) - {"dim", "keepdim"}
         if unknown or len(args) > 2 or (other is not None and (args or named)):
-            what = f"got an unexpected keyword argument '{sorted(unknown)[0]}'" if unknown else "got too many arguments"
+            what = (
+                f"got an unexpected keyword argument '{sorted(unknown)[0]}'"
+                if unknown
+                else "got too many arguments"
+            )
             raise TypeError(f"{name}() {what}")
         if other is not None:
             if pair is None:
@@ -321,8 +340,8 @@ max.__doc__ = r"""Largest element; with `dim` also where it is; of two tensors, 
 
     .. math:: \max_k x_k
 
-    ``max(input)`` shares the gradient among equal elements; ``max(input, dim, keepdim=False)`` returns a named tuple
-    ``(values, indices)`` and gives it to the chosen element; ``max(input, other)`` is `maximum`.
+    ``max(input)`` shares the gradient among equal elements; ``max(input, dim, keepdim=False)`` returns a named
+    tuple ``(values, indices)`` and gives it to the chosen element; ``max(input, other)`` is `maximum`.
 
     Raises:
         RuntimeError: of no elements.
@@ -333,7 +352,7 @@ max.__doc__ = r"""Largest element; with `dim` also where it is; of two tensors, 
     tensor([1, 0])
     """
 min.__doc__ = r"""Smallest element, :math:`\min_k x_k`; forms as `max`."""
-median.__doc__ = r"""Lower middle element, over all or along `dim`, there as ``(values, indices)``; NaN if there is one.
+median.__doc__ = r"""Lower middle element, over all or along `dim` as ``(values, indices)``; NaN if there is one.
 
     .. math:: x_{(\lceil n/2 \rceil)}
     """

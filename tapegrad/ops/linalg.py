@@ -21,7 +21,7 @@ _TRIPLE = ["x", "a", "b"]
 
 
 def product_op(**options: Any) -> Callable[[Callable], ProductOp]:
-    """Declare a product by a function that checks two operands and gives the result's shape (see `ProductOp`)."""
+    """Declare a product by a function that checks two operands and gives the result's shape."""
     return lambda function: ProductOp(function, inputs=_PAIR, **options)
 
 
@@ -69,13 +69,15 @@ def _inner_sizes(m: int, k: int, p: int, n: int) -> None:
 def _expandable(x: Tensor, shape: Sequence[int]) -> None:
     if x.ndim > len(shape):
         raise RuntimeError(
-            f"expand(tapegrad.{x.dtype.tensor_type}Tensor{{{list(x.shape)}}}, size={list(shape)}): the number of sizes provided "
+            f"expand(tapegrad.{x.dtype.tensor_type}Tensor{{{list(x.shape)}}}, size={list(shape)}): the "
+            "number of sizes provided "
             f"({len(shape)}) must be greater or equal to the number of dimensions in the tensor ({x.ndim})"
         )
     for d in range(1, x.ndim + 1):
         if x.shape[-d] not in (1, shape[-d]):
             raise RuntimeError(
-                f"The expanded size of the tensor ({shape[-d]}) must match the existing size ({x.shape[-d]}) at non-singleton "
+                f"The expanded size of the tensor ({shape[-d]}) must match the existing size "
+                f"({x.shape[-d]}) at non-singleton "
                 f"dimension {len(shape) - d}.  Target sizes: {list(shape)}.  Tensor sizes: {list(x.shape)}"
             )
 
@@ -147,7 +149,8 @@ def mv(op, input, vec):
     if input.dtype is not vec.dtype:
         found = vec.dtype.tensor_type
         raise RuntimeError(
-            f"addmv input tensors must have the same dtype, but got {found}, {input.dtype.tensor_type}, and {found}"
+            f"addmv input tensors must have the same dtype, but got {found}, {input.dtype.tensor_type}, "
+            f"and {found}"
         )
     return (m,)
 
@@ -163,7 +166,8 @@ def _dot_shape(a: Tensor, b: Tensor) -> tuple:
     n, m = a.shape[0], b.shape[0]
     if n != m:
         raise RuntimeError(
-            f"inconsistent tensor size, expected tensor [{n}] and src [{m}] to have the same number of elements, "
+            f"inconsistent tensor size, expected tensor [{n}] and src [{m}] to have the same number of "
+            "elements, "
             f"but got {n} and {m} elements respectively"
         )
     return ()
@@ -231,7 +235,8 @@ def _matmul_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
         if k != p:
             rows = matrix.numel() // max(p if not matrix_a else k, 1)
             raise RuntimeError(
-                f"size mismatch, got input ({rows}), mat ({rows}x{p if not matrix_a else k}), vec ({vector.shape[0]})"
+                f"size mismatch, got input ({rows}), mat ({rows}x{p if not matrix_a else k}), vec "
+                f"({vector.shape[0]})"
             )
         same(a, b)
         return tuple(kept)
@@ -247,13 +252,14 @@ def _matmul_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
     if k != p:
         count = int(np.prod(batch))
         raise RuntimeError(
-            f"Expected size for first two dimensions of batch2 tensor to be: [{count}, {k}] but got: [{count}, {p}]."
+            f"Expected size for first two dimensions of batch2 tensor to be: [{count}, {k}] but got: "
+            f"[{count}, {p}]."
         )
     _same_scalar_type(a, b)
     return (*batch, m, n)
 
 
-_RANK_SAMPLES = [
+_RANK_SAMPLES: list[Any] = [
     (((2, 3), (3, 4)), {}),
     (((3,), (3,)), {}),
     (((2, 3), (3,)), {}),
@@ -302,8 +308,8 @@ _MATMUL, _LINEAR = -1, -2
 def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
     r"""Product of tensors of any rank, :math:`C_{\dots ij} = \sum_k A_{\dots ik} B_{\dots kj}`.
 
-    The last two dims are matrices and those before are batches, which broadcast. A vector on the left is a row, one on the
-    right a column, and that dim is left out of the result.
+    The last two dims are matrices and those before are batches, which broadcast. A vector on the left is a
+    row, one on the right a column, and that dim is left out of the result.
 
     Args:
         input: tensor of shape (…, m, k) or (k,).
@@ -351,7 +357,7 @@ def _reflected_matmul(self: Tensor, other: Any) -> Any:
     return _matmul_operator(other, self) if isinstance(other, Tensor) else NotImplemented
 
 
-Tensor.__matmul__ = _matmul_operator  # type: ignore[attr-defined]
+Tensor.__matmul__ = _matmul_operator  # type: ignore[attr-defined, operator]
 Tensor.__rmatmul__ = _reflected_matmul  # type: ignore[attr-defined]
 
 
@@ -403,7 +409,8 @@ def _same_as_input(input: Tensor, a: Tensor, b: Tensor) -> None:
     if not input.dtype is a.dtype is b.dtype:
         other = b if b.dtype is not input.dtype else a
         raise RuntimeError(
-            f"self and mat2 must have the same dtype, but got {input.dtype.tensor_type} and {other.dtype.tensor_type}"
+            f"self and mat2 must have the same dtype, but got {input.dtype.tensor_type} and "
+            f"{other.dtype.tensor_type}"
         )
 
 
@@ -477,7 +484,8 @@ def _in_place(op: AffineOp) -> None:
         result = op(self, *args, **named)
         if result.shape != self.shape:
             raise RuntimeError(
-                f"Bad in-place call: input tensor size {list(self.shape)} and output tensor size {list(result.shape)} should match"
+                f"Bad in-place call: input tensor size {list(self.shape)} and output tensor size "
+                f"{list(result.shape)} should match"
             )
         return assign(self, result)
 

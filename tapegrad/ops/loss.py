@@ -18,7 +18,7 @@ from tapegrad.ops._fold import PAIR_COLUMNS, Select, check_input, select_op
 from tapegrad.ops._fold_pairs import exponentials
 from tapegrad.ops._kernel import empty
 from tapegrad.ops._loss_kernels import BLOCK, MEAN, NONE, SUM
-from tapegrad.ops._rule import broadcast_shapes, cast, result_type, struct_bits
+from tapegrad.ops._rule import Real, broadcast_shapes, cast, result_type, struct_bits
 from tapegrad.ops.softmax import log_softmax
 from tapegrad.tensor import Size, Tensor
 
@@ -220,22 +220,22 @@ def l1_loss(op, input, target, reduction="mean"):
 
 
 def smooth_l1_loss(op, input, target, reduction="mean", beta=1.0):
-    r"""Absolute error that is quadratic below :math:`\beta`: :math:`d^2 / 2\beta`, else :math:`|d| - \beta/2`."""
+    r"""Absolute error, quadratic below :math:`\beta`: :math:`d^2 / 2\beta`, else :math:`|d| - \beta/2`."""
     return op.apply(input, target, reduction_code(reduction), float(beta))
 
 
 def huber_loss(op, input, target, reduction="mean", delta=1.0):
-    r"""Squared error that is linear beyond :math:`\delta`: :math:`d^2 / 2`, else :math:`\delta (|d| - \delta/2)`."""
+    r"""Squared error, linear beyond :math:`\delta`: :math:`d^2 / 2`, else :math:`\delta (|d| - \delta/2)`."""
     return op.apply(input, target, reduction_code(reduction), float(delta))
 
 
 def binary_cross_entropy_with_logits(op, input, target, reduction="mean"):
-    r"""Cross entropy of a probability given by its logit, :math:`\max(x, 0) - x y + \log(1 + e^{-|x|})`."""
+    r"""Cross entropy given the logit, :math:`\max(x, 0) - x y + \log(1 + e^{-|x|})`."""
     return op.apply(input, target, reduction_code(reduction))
 
 
 def binary_cross_entropy(op, input, target, reduction="mean"):
-    r"""Cross entropy of a probability, :math:`-y \log x - (1 - y) \log(1 - x)`, logarithms being at least -100."""
+    r"""Cross entropy, :math:`-y \log x - (1 - y) \log(1 - x)`, logarithms being at least -100."""
     return op.apply(input, target, reduction_code(reduction), 100.0)
 
 
@@ -264,7 +264,10 @@ absolute = _declare(
     samples=_PAIR_SAMPLES,
     reference=_reduced(lambda x, y: np.abs(x - y)),
 )
-absolute_sum, absolute_each = absolute.twin("l1_loss_sum", "SumBackward0"), absolute.twin("l1_loss_each", "AbsBackward0")
+absolute_sum, absolute_each = (
+    absolute.twin("l1_loss_sum", "SumBackward0"),
+    absolute.twin("l1_loss_each", "AbsBackward0"),
+)
 smooth = _declare(
     smooth_l1_loss,
     _smooth,
@@ -296,8 +299,7 @@ entropy = _declare(
     _entropy_x,
     _entropy_y,
     grad_name="BinaryCrossEntropyBackward0",
-    domain=(0.05, 0.95),
-    samples=_PAIR_SAMPLES,
+    domain=Real(0.05, 0.95),
     reference=_reduced(lambda x, y: -y * np.log(x) - (1 - y) * np.log(1 - x)),
 )
 
@@ -315,7 +317,9 @@ def _check_classes(x: Tensor, target: Any, weight: Any) -> tuple[int, int, int]:
     rest = tuple(shape[2:])
     if len(shape) == 1:
         if target.ndim > 1 or target.numel() != 1:
-            raise ValueError(f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}")
+            raise ValueError(
+                f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}"
+            )
     elif not target.ndim or target.shape[0] != shape[0]:
         given = target.shape[0] if target.ndim else 1
         raise ValueError(f"Expected input batch_size ({shape[0]}) to match target batch_size ({given}).")
@@ -329,8 +333,8 @@ def _check_classes(x: Tensor, target: Any, weight: Any) -> tuple[int, int, int]:
     if weight is not None:
         if tuple(weight.shape) != (classes,):
             raise RuntimeError(
-                f"weight tensor should be defined either for all {classes} classes or no classes but got weight tensor "
-                f"of shape: {list(weight.shape)}"
+                f"weight tensor should be defined either for all {classes} classes or no classes but got "
+                f"weight tensor of shape: {list(weight.shape)}"
             )
         if weight.dtype is not x.dtype:
             raise RuntimeError(
@@ -391,6 +395,7 @@ def _class_op(function: Callable, fused: bool, reference: Any) -> Select:
         choose=choose,
         reference=reference,
         samples=[],
+        domain=Real(),
         grad_name="NllLossBackward0",
         method=False,
         public=False,
@@ -420,9 +425,7 @@ def _nll_loss(op, input, target, weight=None, ignore_index=-100, reduction="mean
 
 _cross_entropy.__name__, _nll_loss.__name__ = "cross_entropy", "nll_loss"
 class_entropy = _class_op(_cross_entropy, True, _class_reference)
-class_likelihood = _class_op(
-    _nll_loss, False, lambda x, target: -np.mean(x[np.arange(len(target)), target])
-)
+class_likelihood = _class_op(_nll_loss, False, lambda x, target: -np.mean(x[np.arange(len(target)), target]))
 
 
 def cross_entropy(

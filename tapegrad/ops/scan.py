@@ -22,10 +22,11 @@ from tapegrad.engine.structs import (
     stack_block,
 )
 from tapegrad.engine.vecmath import exp, log
-from tapegrad.ops._fold import COLUMNS, check_input, one_dim, plan_of, pointer_of, select_op
-from tapegrad.ops._fold_pairs import better_than
+from tapegrad.ops._fold import COLUMNS, check_input, one_dim, plan_of, select_op
+from tapegrad.ops._fold_places import better_than
+from tapegrad.ops._fold_sums import pointer_of
 from tapegrad.ops._kernel import empty
-from tapegrad.ops._rule import PUBLIC, cast
+from tapegrad.ops._rule import PUBLIC, Real, cast
 from tapegrad.ops._view import as_method
 from tapegrad.ops.extremes import result_tuple
 from tapegrad.tensor import Tensor
@@ -123,7 +124,7 @@ def cumsum_reverse(S, row, start, stop):
 
 
 def cumprod_reverse(S, row, start, stop):
-    """Reverse kernel of `cumprod`, in one pass from each end; behind the first zero only products that leave it out count."""
+    """Reverse kernel of `cumprod`; from the first zero on, only the products that leave it out count."""
     r = row_at(row)
     words = i64(r.attr)
     run, inner = words[G + 1], words[G + 2]
@@ -275,7 +276,7 @@ def logcumsumexp_kernel(S, row, start, stop):
 
 
 def logcumsumexp_reverse(S, row, start, stop):
-    """Reverse kernel: ``exp(x[i]) * sum of g[j] * exp(-out[j])`` over j >= i, scaled to out[i] at each step."""
+    """Reverse kernel: exp(x[i]) times the sum of g[j] exp(-out[j]) from i on, scaled to out[i] at each step."""
     r = row_at(row)
     words = i64(r.attr)
     run, inner = words[G + 1], words[G + 2]
@@ -327,9 +328,7 @@ def logcumsumexp(op, input, dim):
     """
     check_input(op.name, input)
     if not input.dtype.is_floating_point:
-        raise NotImplementedError(
-            f"\"logcumsumexp_out_cpu\" not implemented for '{input.dtype.tensor_type}'"
-        )
+        raise NotImplementedError(f"\"logcumsumexp_out_cpu\" not implemented for '{input.dtype.tensor_type}'")
     return _scan(op, input, dim, None, 16)
 
 
@@ -406,7 +405,7 @@ def _extreme_scan(name: str, largest: builtins.bool, function: Callable) -> Any:
         inputs=["x", "places"],
         choose=lambda dtype: {"BETTER": better_than(largest)},
         reference=function,
-        samples=SAMPLES[:3],
+        domain=Real(),
         grad_name=f"{name.capitalize()}Backward0",
         method=False,
         public=False,

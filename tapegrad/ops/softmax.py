@@ -17,8 +17,9 @@ from tapegrad.engine.structs import (
     stack_block,
 )
 from tapegrad.engine.vecmath import exp, log
-from tapegrad.ops._fold import PAIR_COLUMNS, check_input, larger, one_dim, plan_of, select_op
+from tapegrad.ops._fold import PAIR_COLUMNS, check_input, one_dim, plan_of, select_op
 from tapegrad.ops._fold_pairs import exponentials
+from tapegrad.ops._fold_sums import larger
 from tapegrad.ops._rule import cast
 from tapegrad.tensor import Tensor
 
@@ -158,7 +159,9 @@ def _softmax(op: Any, input: Any, dim: Any, dtype: Any) -> Tensor:
     check_input(op.name, input)
     x = input if dtype is None else cast(input, dtypes.as_dtype(dtype))
     if not x.dtype.is_floating_point:
-        raise NotImplementedError(f"\"{op.name}_lastdim_kernel_impl\" not implemented for '{x.dtype.tensor_type}'")
+        raise NotImplementedError(
+            f"\"{op.name}_lastdim_kernel_impl\" not implemented for '{x.dtype.tensor_type}'"
+        )
     if dim is None:
         # what PyTorch does without a dim, with a warning
         dim = 0 if x.ndim in (0, 1, 3) else 1

@@ -1,0 +1,1 @@
+"""Benchmarks: tapegrad beside PyTorch, and figures of the engine alone."""

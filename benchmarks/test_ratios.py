@@ -1,0 +1,36 @@
+"""Every workload in PyTorch and in tapegrad, one group a row: ``python -m pytest benchmarks --benchmark-group-by=group``."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from benchmarks.work import WORKLOADS, torch_or_none
+
+rows = pytest.mark.parametrize("work", WORKLOADS, ids=lambda work: work.name)
+
+
+@rows
+@pytest.mark.parametrize("library", ["torch", "tapegrad"])
+def test_work(benchmark, library, work):
+    if library == "torch" and torch_or_none() is None:
+        pytest.skip("PyTorch is not installed: nothing to compare with")
+    run = work.make(importlib.import_module(library))
+    run()
+    benchmark.group = work.name
+    benchmark.extra_info.update(library=library, minimum=work.minimum, expected=work.expected)
+    benchmark(run)
+
+
+@rows
+def test_both_libraries_do_the_same_work(work):
+    torch = torch_or_none()
+    if torch is None:
+        pytest.skip("PyTorch is not installed: nothing to compare with")
+    tapegrad = importlib.import_module("tapegrad")
+    ours, theirs = work.make(tapegrad)(), work.make(torch)()
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = a.detach().numpy(), b.detach().numpy()
+        assert a.dtype == b.dtype
+        tolerance = 1e-3 if a.dtype == np.float32 else 1e-9
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
