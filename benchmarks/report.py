@@ -1,4 +1,4 @@
-"""The report: ``python -m benchmarks.report`` measures every row, writes a table and a picture, and fills the README."""
+"""``python -m benchmarks.report`` measures every row, writes a table and a picture, and fills the README."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
 
 
 def measure(work: Work, peer: Any, quick: bool) -> Row:
-    """Time one workload in both libraries, in turns, so that neither has the machine to itself at a better moment."""
+    """Time one workload in both libraries, in turns, so that a busy moment hits both."""
     import tapegrad
 
     jobs = [work.make(tapegrad)] + ([work.make(peer)] if peer else [])
@@ -121,7 +121,7 @@ def _processor() -> str:
 
 
 def picture(rows: list[Row], file: Path) -> bool:
-    """Draw the ratios as bars on a logarithmic axis; False where there is nothing to draw or nothing to draw with."""
+    """Draw the ratios as bars on a logarithmic axis; False without ratios or without matplotlib."""
     known = [r for r in reversed(rows) if r.ratio is not None]
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

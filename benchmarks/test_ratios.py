@@ -1,4 +1,4 @@
-"""Every workload in PyTorch and in tapegrad, one group a row: ``python -m pytest benchmarks --benchmark-group-by=group``."""
+"""Every workload in PyTorch and in tapegrad, one group a row: ``python -m pytest benchmarks``."""
 
 import importlib
 

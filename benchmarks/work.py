@@ -1,7 +1,7 @@
-"""What is measured: one table of workloads, each written once for any library with PyTorch's interface, and the engine's figures.
+"""What is measured: one table of workloads, and one of figures of the engine alone.
 
-A workload is a function of the library module `T` that prepares its data and returns a callable of no arguments; what that
-returns lets the two libraries' answers be compared.
+A workload is written once, for any library with PyTorch's interface: a function of the library module `T` that
+prepares its data and returns a callable of no arguments; what that returns lets the libraries' answers be compared.
 """
 
 from __future__ import annotations
@@ -318,7 +318,9 @@ def resident_bytes(quick: bool) -> float | None:
 @_figure("kernels compiled or loaded by `import tapegrad`", "kernels", 0)
 def kernels_at_import(quick: bool) -> float:
     """Importing must compile nothing."""
-    text = "import tapegrad; from tapegrad.engine.kernels import counts; print(counts['compiled'] + counts['loaded'])"
+    text = (
+        "import tapegrad\nfrom tapegrad.engine.kernels import counts as n\nprint(n['compiled'] + n['loaded'])"
+    )
     return float(_python(text)[1])
 
 

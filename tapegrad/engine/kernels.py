@@ -57,11 +57,12 @@ def cache_directory() -> Path:
 
 
 def cache_info() -> dict[str, Any]:
-    """Path, number of kernels and bytes of the kernel cache."""
+    """The kernel cache: its path, kernels and bytes, and how many this process has compiled and loaded."""
     root = cache_directory()
     files = [f for f in root.rglob("*") if f.is_file()] if root.is_dir() else []
     kernels = sum(1 for f in files if f.name == "checksums")
-    return {"path": str(root), "files": kernels, "bytes": sum(f.stat().st_size for f in files)}
+    size = sum(f.stat().st_size for f in files)
+    return {"path": str(root), "files": kernels, "bytes": size} | counts
 
 
 def _platform_key() -> str:

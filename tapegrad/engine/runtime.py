@@ -135,6 +135,11 @@ class Runtime:
             if not self.forward[row, dtype]:
                 self.forward[row, dtype] = kernels.build_typed(function, dtype)
 
+    @staticmethod
+    def groups() -> dict[str, str]:
+        """One entry point of each group of them, by the group's name."""
+        return {group: entry for entry, group in _GROUP_OF.items()}
+
     # layouts
 
     def layout(self, shape: tuple[int, ...]) -> int:

@@ -24,3 +24,5 @@ from tapegrad.ops import (
     softmax,
     sorting,
 )
+from tapegrad.ops.warmup import warmup_jobs
+

@@ -2,8 +2,8 @@
 
 A reduction sees its input as (outer, run, inner): for each outer and inner index the run is folded. With
 ``inner == 1`` a work item is one outer row; else it is a block of columns, folded side by side. A large full
-reduction is cut into chunks of fixed size, folded independently and merged in order, so the result does not depend
-on the number of threads.
+reduction is cut into chunks of fixed size, folded independently and merged in order, so the result does not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tapegrad.ops._kernel import KernelOp, ReductionOp
 from tapegrad.ops._rule import Real
 from tapegrad.tensor import Tensor, check_dim, layout_facts
 
-# elements of a chunk of a full reduction; columns of a block, with one and with two words each in `stack_block`
+# elements of a chunk of a full reduction; columns of a block, with one and with two words each on the stack
 CHUNK = 16384
 COLUMNS = 256
 PAIR_COLUMNS = 128
@@ -300,7 +300,7 @@ class Fold(_Chosen, ReductionOp):
 
 
 class Select(_Chosen, KernelOp):
-    """An op with kernels of its own chosen by dtype; its geometry stands where a `Fold` without parameters has it."""
+    """An op with kernels of its own chosen by dtype; its geometry stands where a plain `Fold` has it."""
 
     def run(
         self,

@@ -47,7 +47,7 @@ def pair_row(stretch: Any, merge: Any) -> Any:
 
 
 def pair_kernel(S, row, start, stop):
-    """Forward kernel of folds into a pair: PAIR or SLAB_FOLD, MERGE, FINISH, and SECOND for the derivative."""
+    """Forward kernel of folds into a pair: PAIR or SLAB_FOLD, MERGE, FINISH; SECOND is for the derivative."""
     r = row_at(row)
     words = i64(r.attr)
     parameter = f64(r.attr)[5]
@@ -157,8 +157,8 @@ def _first(a, b):
     return a
 
 
-# product of the elements that are not zero, and the number of zeros; infinite ones count as MANY, since zero times
-# one is NaN
+# product of the elements that are not zero, and the number of zeros; infinite ones count as MANY, since zero
+# times one is NaN
 MANY = 2.0**40
 
 

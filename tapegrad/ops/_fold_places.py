@@ -36,7 +36,7 @@ def _same(v, w):
 
 
 def extreme_kernel(S, row, start, stop):
-    """Forward kernel of `amax` and `amin`; with a second input, how many elements share the value goes there."""
+    """Forward kernel of `amax` and `amin`; a second input takes how many elements share the value."""
     r = row_at(row)
     words = i64(r.attr)
     run, inner = words[G + 1], words[G + 2]

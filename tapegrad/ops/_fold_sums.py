@@ -227,7 +227,7 @@ def pointer_of(dtype: int) -> Any:
 def sums(
     step: Any = _plus, finish: Any = as_is, start: int = 0, merge: Any = _plus, integer: bool = False
 ) -> Callable[[int], dict[str, Any]]:
-    """Placeholders of a sum: float64 accumulators for floating dtypes (unless `integer`), int64 for the others."""
+    """Placeholders of a sum: float64 accumulators for floating dtypes (unless `integer`), else int64."""
 
     def choose(dtype: int) -> dict[str, Any]:
         real = dtype <= 1 and not integer

@@ -25,6 +25,7 @@ from tapegrad.engine.structs import (
     strides_of,
 )
 from tapegrad.ops._kernel import KernelOp
+from tapegrad.ops._rule import Real
 from tapegrad.ops.joining import line_offset
 from tapegrad.tensor import Tensor
 
@@ -47,6 +48,13 @@ def common_stride(shape: Sequence[int], strides: Sequence[int]) -> int | None:
         else:
             reach *= n
     return 1 if found is None else found
+
+
+def _tested_with_indices(op: KernelOp) -> None:
+    # samples are shapes and numbers; indices within bounds are chosen by the tests of this family
+    op.domain = Real()
+    if op.reference is None:
+        op.untested = "compared with NumPy and PyTorch in tests/test_movement_indexing.py"  # type: ignore[attr-defined]
 
 
 # taking rows
@@ -149,6 +157,7 @@ def _take_reverse(S, row, start, stop):
 
 def taking(op: KernelOp) -> KernelOp:
     """Give an op that takes rows its kernels and its derivative."""
+    _tested_with_indices(op)
     op.forward(_take_kernel)
 
     @op.backward
@@ -234,6 +243,7 @@ def _put_kernel(S, row, start, stop):
 
 def putting(op: KernelOp) -> KernelOp:
     """Give an op that puts rows its kernel and its derivative."""
+    _tested_with_indices(op)
     op.forward(_put_kernel)
 
     @op.backward
@@ -326,6 +336,7 @@ def _gather_reverse(S, row, start, stop):
 
 def gathering(op: KernelOp) -> KernelOp:
     """Give an op that picks elements along a dimension its kernels and its derivative."""
+    _tested_with_indices(op)
     op.forward(_gather_kernel)
 
     @op.backward
@@ -385,6 +396,7 @@ def _scatter_kernel(S, row, start, stop):
 
 def scattering(op: KernelOp) -> KernelOp:
     """Give an op that writes elements along a dimension its kernel and its derivative."""
+    _tested_with_indices(op)
     op.forward(_scatter_kernel)
 
     @op.backward

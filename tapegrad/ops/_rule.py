@@ -10,7 +10,7 @@ from typing import Any
 import numba
 
 from tapegrad import dtypes, errors
-from tapegrad.engine import structs
+from tapegrad.engine import structs, vecmath
 from tapegrad.engine.kernels import build_kernel
 from tapegrad.engine.loops import environment, forward_source, reverse_source
 from tapegrad.engine.runtime import rt
@@ -284,6 +284,8 @@ def scalar_environment(function: Callable, dtype: int) -> dict[str, Any]:
     """The global names of a declared body when it is compiled for one dtype: ops become scalar functions, `T` the type."""
     real = getattr(numba.types, dtypes.ALL[dtype].name if dtype != dtypes.bool.code else "uint8")
     names: dict[str, Any] = {"__name__": __name__, "T": real, "internal_contract": structs.internal_contract}
+    if {"lgamma", "digamma"} & set(function.__code__.co_names):
+        vecmath.bind_symbols()  # SciPy's functions by address, also needed to load cached code
     for name, value in _source.globals_used(function).items():
         names[name] = value.scalar(dtype) if isinstance(value, Pointwise) else value
     return names

@@ -292,7 +292,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None, *, out: Tenso
         return condition.nonzero(as_tuple=True)  # type: ignore[attr-defined]
     if condition.dtype not in (dtypes.bool, dtypes.uint8):
         raise RuntimeError(
-            f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype}"
+            f"where expected condition to be a boolean tensor, but got a tensor with dtype {condition.dtype.tensor_type}"
         )
     return pw.where_op(condition, input, other, out=out)
 

@@ -340,8 +340,8 @@ max.__doc__ = r"""Largest element; with `dim` also where it is; of two tensors, 
 
     .. math:: \max_k x_k
 
-    ``max(input)`` shares the gradient among equal elements; ``max(input, dim, keepdim=False)`` returns a named
-    tuple ``(values, indices)`` and gives it to the chosen element; ``max(input, other)`` is `maximum`.
+    ``max(input)`` shares the gradient among equal elements; ``max(input, dim, keepdim=False)`` returns a
+    named tuple ``(values, indices)`` and gives it to the chosen element; ``max(input, other)`` is `maximum`.
 
     Raises:
         RuntimeError: of no elements.
@@ -352,7 +352,7 @@ max.__doc__ = r"""Largest element; with `dim` also where it is; of two tensors, 
     tensor([1, 0])
     """
 min.__doc__ = r"""Smallest element, :math:`\min_k x_k`; forms as `max`."""
-median.__doc__ = r"""Lower middle element, over all or along `dim` as ``(values, indices)``; NaN if there is one.
+median.__doc__ = r"""Lower middle element, of all or, as ``(values, indices)``, along `dim`; NaN if there is one.
 
     .. math:: x_{(\lceil n/2 \rceil)}
     """

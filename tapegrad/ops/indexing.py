@@ -395,7 +395,7 @@ def index_rows(op, x, index, first, last, shape):
 @putting
 @kernel_op(
     inputs=["x", "index", "values"],
-    reference=lambda x, index, values: None,
+    reference=None,
     grad_name="IndexPutBackward0",
     method=False,
     public=False,

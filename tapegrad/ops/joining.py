@@ -20,7 +20,7 @@ from tapegrad.engine.structs import (
     strides_of,
 )
 from tapegrad.ops._kernel import KernelOp, kernel_op
-from tapegrad.ops._rule import PUBLIC, cast
+from tapegrad.ops._rule import PUBLIC, Real, cast
 from tapegrad.ops._view import as_method
 from tapegrad.tensor import Tensor, check_dim
 
@@ -185,6 +185,7 @@ def _join_kernel(S, row, start, stop):
 @kernel_op(
     inputs=["first"],
     reference=lambda *arrays, dim=0: np.concatenate(arrays, dim),
+    domain=Real(),
     grad_name="CatBackward0",
     method=False,
     public=False,
@@ -208,6 +209,7 @@ def _(g, words):
 @kernel_op(
     inputs=["first"],
     reference=lambda *arrays, dim=0: np.stack(arrays, dim),
+    domain=Real(),
     grad_name="StackBackward0",
     method=False,
     public=False,

@@ -95,7 +95,7 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
 @putting
 @kernel_op(
     inputs=["x", "index", "source"],
-    reference=lambda x, index, source: None,
+    reference=None,
     grad_name="MaskedScatterBackward0",
     method=False,
     public=False,

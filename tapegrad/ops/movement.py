@@ -134,7 +134,7 @@ def _reshape_by_copy(x: Tensor, *shape: Any) -> Tensor:
     return fresh
 
 
-reshape.without_view = _reshape_by_copy
+reshape.without_view = unsafe_view.without_view = _reshape_by_copy
 
 
 def view_as(self: Tensor, other: Tensor) -> Tensor:

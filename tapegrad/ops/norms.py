@@ -97,7 +97,8 @@ def vector_norm(
     x = computed_in(input, dtype)
     if not x.dtype.is_floating_point:
         raise RuntimeError(
-            f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype.tensor_type}"
+            "linalg.vector_norm: Expected a floating point or complex tensor as input. "
+            f"Got {x.dtype.tensor_type}"
         )
     p = float(ord)
     dims = normal_dims("linalg.vector_norm", dim, x.ndim)

@@ -450,7 +450,7 @@ def _truth(x: Tensor) -> dtypes.dtype:
     samples=SAMPLES + EMPTY,
 )
 def all(op, input, dim=None, keepdim=False):
-    r"""Whether all elements differ from zero, :math:`\bigwedge_k x_k \ne 0`; uint8 gives uint8, others bool."""
+    r"""Whether all elements differ from zero, :math:`\bigwedge_k x_k \ne 0`; bool, or uint8 of uint8."""
     return _test(op, input, dim, keepdim, _truth(input))
 
 
@@ -461,7 +461,7 @@ def all(op, input, dim=None, keepdim=False):
     samples=SAMPLES + EMPTY,
 )
 def any(op, input, dim=None, keepdim=False):
-    r"""Whether an element differs from zero, :math:`\bigvee_k x_k \ne 0`; uint8 gives uint8, others bool."""
+    r"""Whether an element differs from zero, :math:`\bigvee_k x_k \ne 0`; bool, or uint8 of uint8."""
     return _test(op, input, dim, keepdim, _truth(input))
 
 

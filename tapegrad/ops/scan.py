@@ -276,7 +276,7 @@ def logcumsumexp_kernel(S, row, start, stop):
 
 
 def logcumsumexp_reverse(S, row, start, stop):
-    """Reverse kernel: exp(x[i]) times the sum of g[j] exp(-out[j]) from i on, scaled to out[i] at each step."""
+    """Reverse kernel: exp(x[i]) times the sum of g[j] exp(-out[j]) from i on, scaled to out[i]."""
     r = row_at(row)
     words = i64(r.attr)
     run, inner = words[G + 1], words[G + 2]

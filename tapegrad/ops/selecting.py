@@ -192,7 +192,7 @@ def _scatter_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:
         KernelOp(
             declared,
             inputs=["x", "index", "source"],
-            reference=lambda x, dim, index, source: None,
+            reference=None,
             grad_name=grad_name,
             method=False,
             public=False,
@@ -395,7 +395,7 @@ def _row_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:
         KernelOp(
             declared,
             inputs=["x", "index", "source"],
-            reference=lambda x, dim, index, source: None,
+            reference=None,
             grad_name=grad_name,
             method=False,
             public=False,
