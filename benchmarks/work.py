@@ -1,7 +1,7 @@
 """What is measured: one table of workloads, and one of figures of the engine alone.
 
-A workload is written once, for any library with PyTorch's interface: a function of the library module `T` that
-prepares its data and returns a callable of no arguments; what that returns lets the libraries' answers be compared.
+A workload is written once, for any library with PyTorch's interface: a function of the library module `T`
+that prepares its data and returns a callable of no arguments; what that returns lets the answers be compared.
 """
 
 from __future__ import annotations

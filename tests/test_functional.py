@@ -6,6 +6,9 @@ import pytest
 import tapegrad as tg
 import tapegrad.nn.functional as F
 
+# PyTorch warns of what its own mean of kl_div means
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 RNG = np.random.default_rng(0)
 LOSSES = ["mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits"]
 REDUCTIONS = ["mean", "sum", "none"]

@@ -9,6 +9,7 @@ cache line, in four steps an octave; freed ones are kept for reuse up to `cache_
 
 
 
+
 from tapegrad.engine.structs import FREE_BLOCKS_OFFSET, STORAGE_SIZE, free, i64, internal_words, malloc, py_decref, realloc, state_at, storage_of
 
 SMALL = 1024

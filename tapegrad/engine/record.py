@@ -4,14 +4,82 @@ Every function returns the id of the result, or one of the negative answers of s
 then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
 """
 
-
-
-
-
 from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
-from tapegrad.engine.structs import CONST_BUFFER_OFFSET, CONST_KEY_OFFSET, DTYPE_SLOTS, INFERENCE, INFERENCE_MODE, INFERENCE_SAVED, INFERENCE_WRITTEN, IN_PLACE, IS_VIEW, LEAF_WRITTEN, MIXED_DTYPES, MODE_THREAD_OFFSET, MODE_VALUE_OFFSET, NATIVE_AFTER, NEEDS_KERNEL, NEEDS_NATIVE, NEEDS_OLD_VALUE, NEEDS_PARALLEL, NOT_BROADCASTABLE, NO_GRAD_VIEW, NO_GRAD_VIEW_WRITTEN, NO_MEMORY, OPERAND_OFFSET, OP_SAVED_OFFSET, OP_SIZE, PARTIAL_OVERLAP, REQUIRES_GRAD, REVERSED, ROW_SIZE, SAME_DTYPE, SELECT, SELF_OVERLAP, STALE_VIEW, UNSUPPORTED_DTYPE, VIEW_HANDLED, VIEW_WRITTEN, WRONG_DTYPE, WRONG_SHAPE, bits_of, buffer_of, call_kernel, call_parallel, f32, float_of, i16, i32, i64, i8, internal_inline, internal_words, itemsize, layout_of, op_of, row_at, row_of, shape_of, state_at, storage_of, strides_of, thread_id, u8
-from tapegrad.engine.tape import commit_row, free_block, new_buffer, release, reserve_buffer, reserve_row, retain
+from tapegrad.engine.structs import (
+    CONST_BUFFER_OFFSET,
+    CONST_KEY_OFFSET,
+    DTYPE_SLOTS,
+    IN_PLACE,
+    INFERENCE,
+    INFERENCE_MODE,
+    INFERENCE_SAVED,
+    INFERENCE_WRITTEN,
+    IS_VIEW,
+    LEAF_WRITTEN,
+    MIXED_DTYPES,
+    MODE_THREAD_OFFSET,
+    MODE_VALUE_OFFSET,
+    NATIVE_AFTER,
+    NEEDS_KERNEL,
+    NEEDS_NATIVE,
+    NEEDS_OLD_VALUE,
+    NEEDS_PARALLEL,
+    NO_GRAD_VIEW,
+    NO_GRAD_VIEW_WRITTEN,
+    NO_MEMORY,
+    NOT_BROADCASTABLE,
+    OP_SAVED_OFFSET,
+    OP_SIZE,
+    OPERAND_OFFSET,
+    PARTIAL_OVERLAP,
+    REQUIRES_GRAD,
+    REVERSED,
+    ROW_SIZE,
+    SAME_DTYPE,
+    SELECT,
+    SELF_OVERLAP,
+    STALE_VIEW,
+    TRACKED_VIEW,
+    UNSUPPORTED_DTYPE,
+    VIEW_HANDLED,
+    VIEW_WRITTEN,
+    WRONG_DTYPE,
+    WRONG_SHAPE,
+    bits_of,
+    buffer_of,
+    call_kernel,
+    call_parallel,
+    f32,
+    float_of,
+    i8,
+    i16,
+    i32,
+    i64,
+    internal_inline,
+    internal_words,
+    itemsize,
+    layout_of,
+    op_of,
+    row_at,
+    row_of,
+    shape_of,
+    state_at,
+    storage_of,
+    strides_of,
+    thread_id,
+    u8,
+)
+from tapegrad.engine.tape import (
+    commit_row,
+    free_block,
+    new_buffer,
+    release,
+    reserve_buffer,
+    reserve_row,
+    retain,
+    view_attributes,
+)
 
 # work worth sharing among threads, in quarter nanoseconds: starting them costs about 5 microseconds
 PARALLEL_WORK = 120_000
@@ -366,19 +434,23 @@ def share_leaf(S, a, own_version):
 
 
 @internal_words
-def record_view(S, op, a, layout, offset, attr, differentiable):
+def record_view(S, op, a, layout, offset, where, where_offset):
     """Record a view of buffer `a`: the same memory from element `offset` on, under another layout.
 
-    The attribute block says where the view lies in the logical (contiguous) elements of `a`, which is where its adjoint goes.
-    It is freed here if nothing is recorded.
+    `where` and `where_offset` say where the view lies in the logical (contiguous) elements of `a`, which is where its adjoint
+    goes. The answer carries TRACKED_VIEW if the view has to follow recorded writes to its base.
     """
     if not reserve_buffer(S) or not reserve_row(S):
         return NO_MEMORY
     s = state_at(S)
-    A = buffer_of(S, a)
     if is_stale(S, a):
         return STALE_VIEW
+    A = buffer_of(S, a)
     mode = mode_of_thread(S)
+    recorded = mode == 0 and A.flags & REQUIRES_GRAD
+    attr = view_attributes(S, where, where_offset) if recorded else 0
+    if recorded and attr == 0:
+        return NO_MEMORY
     storage = A.storage
     shared = storage_of(S, storage)
     shared.refs += 1
@@ -386,12 +458,13 @@ def record_view(S, op, a, layout, offset, attr, differentiable):
     A = buffer_of(S, a)
     O = buffer_of(S, out)
     O.flags = A.flags & INFERENCE
-    if mode == 0 and differentiable:
-        O.flags |= IS_VIEW
-        O.stamp = shared.graph_version
-    elif differentiable and A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
-        O.flags |= NO_GRAD_VIEW
-    if mode == 0 and differentiable and A.flags & REQUIRES_GRAD:
+    if mode:
+        if A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
+            O.flags |= NO_GRAD_VIEW
+        return out
+    O.flags |= IS_VIEW
+    O.stamp = shared.graph_version
+    if recorded:
         row = s.rows + s.row_count * ROW_SIZE
         r = row_at(row)
         r.op = op
@@ -402,9 +475,7 @@ def record_view(S, op, a, layout, offset, attr, differentiable):
         r.in1 = 0
         r.in2 = 0
         commit_row(S, row, 1, 0)
-    else:
-        free_block(S, attr)
-    return out
+    return out | TRACKED_VIEW
 
 
 @internal_words

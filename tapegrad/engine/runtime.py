@@ -30,7 +30,6 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         tape.cut,
         tape.new_attributes,
         tape.copy_attributes,
-        tape.view_attributes,
         tape.free_block,
         memory.drop_orphans,
         memory.trim_cache,

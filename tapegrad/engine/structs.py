@@ -233,6 +233,9 @@ NO_GRAD_VIEW_WRITTEN = -18
 # operations before methods are replaced by compiled ones: a short program does not pay for loading them
 NATIVE_AFTER = 1000
 
+# bit beside the id in an answer of `record_view`
+TRACKED_VIEW = 1 << 40
+
 # bits beside the opcode in a call of `record`
 IN_PLACE, VIEW_HANDLED, REVERSED = 1 << 16, 1 << 17, 1 << 18
 

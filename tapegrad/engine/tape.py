@@ -10,9 +10,35 @@ order, once more than half of it is dead.
 
 
 
+
 from tapegrad.engine.layout import intern
 from tapegrad.engine.memory import allocate, deallocate, release_storage
-from tapegrad.engine.structs import BUFFER_SIZE, DEAD, IS_VIEW, LAYOUT_SIZE, REQUIRES_GRAD, ROW_INPUTS_OFFSET, ROW_SIZE, ROW_VERSIONS_OFFSET, STORAGE_SIZE, buffer_of, i32, i64, internal_inline, internal_words, itemsize, layout_of, malloc, memcpy, memset, realloc, row_at, row_of, state_at, storage_of
+from tapegrad.engine.structs import (
+    BUFFER_SIZE,
+    DEAD,
+    IS_VIEW,
+    LAYOUT_SIZE,
+    REQUIRES_GRAD,
+    ROW_INPUTS_OFFSET,
+    ROW_SIZE,
+    ROW_VERSIONS_OFFSET,
+    STORAGE_SIZE,
+    buffer_of,
+    i32,
+    i64,
+    internal_inline,
+    internal_words,
+    itemsize,
+    layout_of,
+    malloc,
+    memcpy,
+    memset,
+    realloc,
+    row_at,
+    row_of,
+    state_at,
+    storage_of,
+)
 
 
 @internal_inline

@@ -196,6 +196,7 @@ class _Chosen:
         super().__init__(function, **options)
         self.options = options | {"choose": choose}
         self.choose = choose or (lambda dtype: {})
+        self.along: Any = self  # the op under its name for given dims
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         out = None

@@ -20,7 +20,7 @@ from tapegrad.engine.structs import (
 )
 from tapegrad.engine.vecmath import exp, log, pow
 from tapegrad.ops._fold import CHUNK, PAIR_COLUMNS
-from tapegrad.ops._fold_sums import larger
+from tapegrad.ops._fold_sums import larger, named
 
 # elements of a stretch that is read twice and must stay in the L1 cache; rows of a slab of columns
 STRETCH = 2048
@@ -34,7 +34,6 @@ P = T = OUT = SIZE = G = ROW = PAIR = SLAB_FOLD = MERGE = FINISH = SECOND = BETT
 def pair_row(stretch: Any, merge: Any) -> Any:
     """A function that folds `n` elements from ``x[0]`` on into a pair, stretch by stretch."""
 
-    @internal
     def row(x, n):
         a, b = stretch(x, 0, min(n, STRETCH))
         for first in range(STRETCH, n, STRETCH):
@@ -43,7 +42,7 @@ def pair_row(stretch: Any, merge: Any) -> Any:
             a, b = merge(a, b, first, c, d, last - first)
         return a, b
 
-    return row
+    return internal(named(row, stretch, merge))
 
 
 def pair_kernel(S, row, start, stop):
@@ -210,14 +209,14 @@ def _product_of_others(a, b):
 def _exponentials(dtype: int) -> tuple[Any, Any]:
     real = types.float32 if dtype == 0 else types.float64
 
-    @internal_sum
-    def sum_of(x, first, last, shift):
+    def sum_below(x, first, last, shift):
         total = real(0.0)  # a stretch is short enough to add up in its own type
         for i in range(first, last):
             total += exp(x[i] - shift)
         return total
 
-    @internal
+    sum_of = internal_sum(named(sum_below, dtype))
+
     def stretch(x, first, last):
         top = real(-math.inf)
         for i in range(first, last):
@@ -225,7 +224,6 @@ def _exponentials(dtype: int) -> tuple[Any, Any]:
         shift = real(0.0) if abs(top) == math.inf else top
         return types.float64(top), types.float64(sum_of(x, first, last, shift))
 
-    @internal_sum
     def slab(x, rows, stride, m, a, b):
         for j in range(m):
             a[j] = -math.inf
@@ -238,7 +236,7 @@ def _exponentials(dtype: int) -> tuple[Any, Any]:
                 shift = 0.0 if abs(a[j]) == math.inf else a[j]
                 b[j] += exp(x[r * stride + j] - real(shift))
 
-    return stretch, slab
+    return internal(named(stretch, dtype)), internal_sum(named(slab, dtype))
 
 
 @internal

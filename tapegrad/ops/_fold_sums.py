@@ -123,17 +123,27 @@ def root_of(t, run):
     return math.sqrt(t)
 
 
+def named(function: Any, *parts: Any) -> Any:
+    """A function made by a factory, under a name that tells it from the factory's others.
+
+    Compiled code from several cache entries shares one space of symbols, so functions that differ need names that do.
+    """
+    words = [getattr(getattr(p, "py_func", None), "__qualname__", None) or repr(p) for p in parts]
+    function.__qualname__ = "_".join([function.__qualname__, *words])
+    return function
+
+
 def row_fold(step: Any, start: Any, merge: Any) -> Any:
     """A function that folds `n` elements from ``x[0]`` on, in blocks so that rounding errors stay small."""
 
-    @internal_sum
-    def stretch(x, first, last):
+    def stretch_of(x, first, last):
         t = start
         for i in range(first, last):
             t = step(t, x[i])
         return t
 
-    @internal
+    stretch = internal_sum(named(stretch_of, step, start))
+
     def row(x, n):
         if n <= CHUNK:
             return stretch(x, 0, n)
@@ -142,13 +152,12 @@ def row_fold(step: Any, start: Any, merge: Any) -> Any:
             t = merge(t, stretch(x, first, min(first + CHUNK, n)))
         return t
 
-    return row
+    return internal(named(row, step, start, merge))
 
 
 def column_fold(step: Any, start: Any) -> Any:
     """A function that folds `m` columns of `run` rows, `stride` elements apart, into `acc`."""
 
-    @internal_sum
     def columns(x, run, stride, m, acc):
         for j in range(m):
             acc[j] = start
@@ -163,7 +172,7 @@ def column_fold(step: Any, start: Any) -> Any:
             for j in range(m):
                 acc[j] = step(acc[j], x[a + j])
 
-    return columns
+    return internal_sum(named(columns, step, start))
 
 
 def fold_kernel(S, row, start, stop):

@@ -21,6 +21,7 @@ from tapegrad.engine.structs import (
 )
 from tapegrad.engine.vecmath import exp, log
 from tapegrad.ops._fold import PAIR_COLUMNS
+from tapegrad.ops._fold_sums import named
 from tapegrad.ops.softmax import SLAB
 
 # elements of a work item of an elementwise loss, and of a block of rows of a class loss
@@ -36,14 +37,13 @@ P = T = SIZE = VALUE = TOTAL = SLOPES = PAIR = SLAB_FOLD = MERGE = FUSED = None
 def total_of(value: Any) -> Any:
     """A function that adds up ``value(x[i], y[i], parameter)``."""
 
-    @internal_sum
     def total(x, y, n, parameter):
         t = 0.0
         for i in range(n):
             t += value(x[i], y[i], parameter)
         return t
 
-    return total
+    return internal_sum(named(total, value))
 
 
 def loss_kernel(S, row, start, stop):

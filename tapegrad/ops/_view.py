@@ -7,6 +7,7 @@ adjoint belongs in the adjoint of the base. So no view has a backward of its own
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_OP
 from tapegrad.ops._rule import OPS, PUBLIC, Op
-from tapegrad.tensor import Tensor, layout_facts, wrap
+from tapegrad.tensor import Tensor, layout_facts
 
 _S = rt.S
+_new = object.__new__
 
 
 class Geometry(NamedTuple):
@@ -47,6 +49,7 @@ class ViewOp(Op):
     def __init__(self, function: Callable, grad_name: str | None, reference: Any, samples: Any) -> None:
         super().__init__(function, structs.VIEW, grad_name, reference)
         self.samples = samples
+        self._plan = functools.lru_cache(1024)(self._plan_of)
         row = rt.ops[self.code]
         row["differentiable"] = 1
 
@@ -55,13 +58,19 @@ class ViewOp(Op):
             raise TypeError(
                 f"{self.name}(): argument 'input' (position 1) must be Tensor, not {type(x).__name__}"
             )
-        shape, strides, contiguous = layout_facts(rt.look(_S, x._id, LOOK_META) >> 16)
-        shown = self.function(Geometry(shape, strides, 0), *args, **named)
-        if shown is None:
-            return self.without_view(x, *args, **named)
-        step = lambda geometry: self.function(geometry, *args, **named)
-        where = shown if contiguous else step(contiguous_geometry(shape))
-        return record_view(self.code, x, shown, where, step)
+        layout = rt.look(_S, x._id, LOOK_META) >> 16
+        step = functools.partial(self._shown, args, named)
+        try:
+            plan = self._plan(layout, args) if not named else plan_view(self.code, layout, step)
+        except TypeError:  # arguments that cannot be remembered, or wrong ones
+            plan = plan_view(self.code, layout, step)
+        return self.without_view(x, *args, **named) if plan is None else show(x, plan, step)
+
+    def _plan_of(self, layout: int, args: tuple) -> ViewPlan | None:
+        return plan_view(self.code, layout, functools.partial(self._shown, args, {}))
+
+    def _shown(self, args: tuple, named: dict[str, Any], geometry: Geometry) -> Geometry | None:
+        return self.function(geometry, *args, **named)
 
     def without_view(self, x: Tensor, *args: Any, **named: Any) -> Tensor:
         """What to do where the elements cannot be shown in place."""
@@ -71,36 +80,57 @@ class ViewOp(Op):
         )
 
 
-def record_view(
-    code: int, x: Tensor, shown: Geometry, where: Geometry, step: Callable[[Geometry], Geometry | None]
-) -> Tensor:
-    """Record a view of `x`.
+class ViewPlan(NamedTuple):
+    """What `show` has to know of a view of any tensor with one layout."""
+
+    code: int  # opcode, which names the `grad_fn`
+    layout: int
+    offset: int
+    target: int  # layout and offset among contiguous elements
+    target_offset: int
+    where: Geometry
+
+
+def plan_view(code: int, layout: int, step: Callable[[Geometry], Geometry | None]) -> ViewPlan | None:
+    """Work out a view of tensors with a layout; None if there is none.
 
     Args:
-        code: the opcode, which names its `grad_fn`.
-        x: the tensor.
-        shown: the view's geometry, relative to the first element of `x`.
-        where: the same for a contiguous tensor of its shape.
-        step: the declared function with its arguments, for views of views.
+        code: the opcode.
+        layout: id of the tensor's layout.
+        step: the declared function with its arguments.
     """
-    layout = rt.strided_layout(shown.shape, shown.strides)
-    target = layout if where is shown else rt.strided_layout(where.shape, where.strides)
-    while True:
-        attributes = rt.attributes(0, target, where.offset)
-        k = rt.record_view(_S, code, x._id, layout, shown.offset, attributes, 1)
-        if k > 0:
-            break
+    shape, strides, contiguous = layout_facts(layout)
+    shown = step(Geometry(shape, strides, 0))
+    if shown is None:
+        return None
+    where = shown if contiguous else step(contiguous_geometry(shape))
+    assert where is not None
+    target = rt.strided_layout(where.shape, where.strides)
+    return ViewPlan(
+        code, rt.strided_layout(shown.shape, shown.strides), shown.offset, target, where.offset, where
+    )
+
+
+def show(x: Tensor, plan: ViewPlan, step: Callable[[Geometry], Geometry | None]) -> Tensor:
+    """Record a planned view of `x`; `step` is applied to its own place if it is a view itself."""
+    code, layout, offset, target, target_offset, where = plan
+    k = rt.record_view(_S, code, x._id, layout, offset, target, target_offset)
+    if k < 0:
         if k != structs.STALE_VIEW:
             raise MemoryError("no memory for a view")
         x._refresh()
-    view = wrap(k)
-    if rt.look(_S, k, LOOK_META) >> 8 & structs.IS_VIEW:
-        base = x._base_tensor()
-        if base is None:
-            view._root, view._where = x, where
-        else:
-            view._root = base
-            view._where = None if x._where is None else step(x._where)
+        return show(x, plan, step)
+    view = _new(Tensor)
+    if k < structs.TRACKED_VIEW:
+        view._id = k
+        return view
+    view._id = k - structs.TRACKED_VIEW
+    base = x._base_tensor()
+    if base is None:
+        view._root, view._where = x, where
+    else:
+        view._root = base
+        view._where = None if x._where is None else step(x._where)
     return view
 
 
@@ -162,12 +192,11 @@ def rebuild(view: Tensor, base: Tensor) -> None:
     offset = (data - base_data) // view.itemsize
     target = rt.strided_layout(where.shape, where.strides)
     base._refresh()
-    attributes = rt.attributes(0, target, where.offset)
-    k = rt.record_view(_S, as_strided_op.code, base._id, layout, offset, attributes, 1)
+    k = rt.record_view(_S, as_strided_op.code, base._id, layout, offset, target, where.offset)
     if k <= 0:
         raise MemoryError("no memory for a view")
     rt.release(_S, view._id)
-    view._id = k
+    view._id = k & ~structs.TRACKED_VIEW
 
 
 def check_view_may_be_written(view: Tensor) -> None:

@@ -105,7 +105,7 @@ def _(g, x):
 )
 def logsigmoid(x):
     r"""Logarithm of the logistic function, :math:`-\ln(1 + e^{-x})`."""
-    return (x if x < 0 else 0 * x) - vecmath.log1p(vecmath.exp(-abs(x)))
+    return (x if x < 0 else 0) - vecmath.log1p(vecmath.exp(-abs(x)))
 
 
 @logsigmoid.backward

@@ -352,7 +352,7 @@ max.__doc__ = r"""Largest element; with `dim` also where it is; of two tensors, 
     tensor([1, 0])
     """
 min.__doc__ = r"""Smallest element, :math:`\min_k x_k`; forms as `max`."""
-median.__doc__ = r"""Lower middle element, of all or, as ``(values, indices)``, along `dim`; NaN if there is one.
+median.__doc__ = r"""Lower middle element, of all or along `dim` as a pair with its place; NaN if there is one.
 
     .. math:: x_{(\lceil n/2 \rceil)}
     """

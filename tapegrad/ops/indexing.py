@@ -16,11 +16,11 @@ from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._kernel import empty, kernel_op
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import constant
-from tapegrad.ops._view import Geometry, ViewOp, contiguous_geometry, record_view
+from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
 from tapegrad.ops._write import _records, assign
 from tapegrad.ops.joining import check_tensor, export
 from tapegrad.ops.movement import narrow, one_of, part_of, select, unsqueeze
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.tensor import Tensor
 
 _S = rt.S
 _new = object.__new__
@@ -94,19 +94,10 @@ def _code_of(tokens: tuple) -> int:
 
 
 @functools.lru_cache(4096)
-def _plan(layout: int, tokens: tuple) -> tuple[int, int, int, int, int, Geometry]:
-    """What `record_view` has to know of a basic index of a tensor with this layout."""
-    shape, strides, contiguous = layout_facts(layout)
-    shown = _indexed(Geometry(shape, strides, 0), tokens)
-    where = shown if contiguous else _indexed(contiguous_geometry(shape), tokens)
-    return (
-        _code_of(tokens),
-        rt.strided_layout(shown.shape, shown.strides),
-        shown.offset,
-        rt.strided_layout(where.shape, where.strides),
-        where.offset,
-        where,
-    )
+def _plan(layout: int, tokens: tuple, named: int) -> ViewPlan:
+    plan = plan_view(named or _code_of(tokens), layout, functools.partial(_indexed, tokens=tokens))
+    assert plan is not None
+    return plan
 
 
 _step = functools.lru_cache(4096)(_indexed)
@@ -114,28 +105,8 @@ _step = functools.lru_cache(4096)(_indexed)
 
 def basic_view(x: Tensor, tokens: tuple, named: int = 0) -> Tensor:
     """The view of a basic index (see `_indexed`), under the name of opcode `named` if that is given."""
-    meta = rt.look(_S, x._id, LOOK_META)
-    code, layout, offset, where, where_offset, geometry = _plan(meta >> 16, tokens)
-    code = named or code
-    # without a gradient nothing reads where the view lies
-    attributes = rt.view_attributes(_S, where, where_offset) if meta & 256 else 0
-    k = rt.record_view(_S, code, x._id, layout, offset, attributes, 1)
-    if k <= 0:
-        rt.free_block(_S, attributes)
-        shape, strides, _ = layout_facts(meta >> 16)
-        shown = _indexed(Geometry(shape, strides, 0), tokens)
-        return record_view(code, x, shown, geometry, lambda g: _indexed(g, tokens))
-    view = _new(Tensor)
-    view._id = k
-    if rt.look(_S, k, LOOK_META) & 512:
-        base = x._base_tensor()
-        if base is None:
-            view._root = x
-            view._where = geometry
-        else:
-            view._root = base
-            view._where = None if x._where is None else _step(x._where, tokens)
-    return view
+    plan = _plan(rt.look(_S, x._id, LOOK_META) >> 16, tokens, named)
+    return show(x, plan, lambda geometry: _step(geometry, tokens))
 
 
 def _token(item: Any) -> Any:

@@ -11,11 +11,13 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.engine.structs import internal
-from tapegrad.engine.vecmath import exp, log, log1p
+from tapegrad.engine.vecmath import exp, log, log1p, sigmoid
+from tapegrad.engine.vecmath_ir import copysign, literal
 from tapegrad.ops import _loss_kernels as kernels
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import PAIR_COLUMNS, Select, check_input, select_op
 from tapegrad.ops._fold_pairs import exponentials
+from tapegrad.ops._fold_sums import named
 from tapegrad.ops._kernel import empty
 from tapegrad.ops._loss_kernels import BLOCK, MEAN, NONE, SUM
 from tapegrad.ops._rule import Real, broadcast_shapes, cast, result_type, struct_bits
@@ -48,7 +50,8 @@ def _square(x, y, p):
 
 @internal
 def _square_x(x, y, p):
-    return 2 * (x - y)
+    d = x - y
+    return d + d
 
 
 @internal
@@ -58,7 +61,7 @@ def _absolute(x, y, p):
 
 @internal
 def _sign(d):
-    return d if d != d else (1 if d > 0 else (-1 if d < 0 else 0))
+    return d if d != d or d == 0 else copysign(literal(1.0, d), d)
 
 
 @internal
@@ -69,7 +72,8 @@ def _absolute_x(x, y, p):
 @internal
 def _smooth(x, y, beta):
     d = abs(x - y)
-    return d * d / (2 * beta) if d < beta else d - beta / 2
+    half = literal(0.5, d)
+    return half * d * d / beta if d < beta else d - half * beta
 
 
 @internal
@@ -81,7 +85,8 @@ def _smooth_x(x, y, beta):
 @internal
 def _huber(x, y, delta):
     d = abs(x - y)
-    return d * d / 2 if d <= delta else delta * (d - delta / 2)
+    half = literal(0.5, d)
+    return half * d * d if d <= delta else delta * (d - half * delta)
 
 
 @internal
@@ -92,12 +97,12 @@ def _huber_x(x, y, delta):
 
 @internal
 def _logits(x, y, p):
-    return (x if x > 0 else 0 * x) - x * y + log1p(exp(-abs(x)))
+    return (x if x > 0 else literal(0.0, x)) - x * y + log1p(exp(-abs(x)))
 
 
 @internal
 def _logits_x(x, y, p):
-    return 1 / (1 + exp(-x)) - y
+    return sigmoid(x) - y
 
 
 @internal
@@ -129,11 +134,10 @@ def _entropy_y(x, y, p):
 
 
 def _negative(slope: Any) -> Any:
-    @internal
     def other(x, y, p):
         return -slope(x, y, p)
 
-    return other
+    return internal(named(other, slope))
 
 
 def _typed_parts(value: Any, slope_x: Any, slope_y: Any) -> Callable[[int], dict[str, Any]]:
