@@ -139,8 +139,7 @@ def training_step(T: Any) -> Job:
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     images, labels = T.tensor(normal(64, 784)), T.tensor(rng.integers(0, 10, 64))
     parameters = [
-        _leaf(T, 0.03 * p)
-        for p in (normal(256, 784), np.zeros(256, "f4"), normal(10, 256), np.zeros(10, "f4"))
+        _leaf(T, 0.03 * p) for p in (normal(256, 784), np.zeros(256, "f4"), normal(10, 256), np.zeros(10, "f4"))
     ]
     w1, b1, w2, b2 = parameters
     optimizer = T.optim.SGD(parameters, lr=0.01)
@@ -318,9 +317,7 @@ def resident_bytes(quick: bool) -> float | None:
 @_figure("kernels compiled or loaded by `import tapegrad`", "kernels", 0)
 def kernels_at_import(quick: bool) -> float:
     """Importing must compile nothing."""
-    text = (
-        "import tapegrad\nfrom tapegrad.engine.kernels import counts as n\nprint(n['compiled'] + n['loaded'])"
-    )
+    text = "import tapegrad\nfrom tapegrad.engine.kernels import counts as n\nprint(n['compiled'] + n['loaded'])"
     return float(_python(text)[1])
 
 

@@ -54,9 +54,7 @@ def _check_regular(data: Any, shape: list[int], dim: int = 0) -> None:
             raise TypeError(f"not a sequence of numbers at dim {dim}: {type(data).__name__}")
         return
     if not isinstance(data, Sequence) or isinstance(data, str | bytes):
-        raise TypeError(
-            f"expected a sequence of length {shape[dim]} at dim {dim}, but got {type(data).__name__}"
-        )
+        raise TypeError(f"expected a sequence of length {shape[dim]} at dim {dim}, but got {type(data).__name__}")
     if len(data) != shape[dim]:
         raise ValueError(f"expected sequence of length {shape[dim]} at dim {dim} (got {len(data)})")
     for element in data:
@@ -77,11 +75,7 @@ def _to_array(data: Any, dtype: dtypes.dtype | None) -> np.ndarray:
         array = data.detach().numpy()
     elif isinstance(data, np.ndarray | np.generic):
         array = np.asarray(data)
-    elif (
-        isinstance(data, bool | int | float)
-        or isinstance(data, Sequence)
-        and not isinstance(data, str | bytes)
-    ):
+    elif isinstance(data, bool | int | float) or isinstance(data, Sequence) and not isinstance(data, str | bytes):
         array = _list_array(data)
         if array.dtype == np.float64 and dtype is None:
             array = array.astype(dtypes.get_default_dtype().numpy)
@@ -185,9 +179,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
         raise TypeError(f"expected np.ndarray (got {type(array).__name__})")
     dtype = dtypes.of_numpy(array.dtype)
     if not array.dtype.isnative:
-        raise ValueError(
-            "given numpy array has byte order different from the native byte order. Use .astype() first."
-        )
+        raise ValueError("given numpy array has byte order different from the native byte order. Use .astype() first.")
     if any(s < 0 for s in array.strides):
         raise ValueError(
             "At least one stride in the given numpy array is negative, and tensors with negative strides are not currently "
@@ -218,9 +210,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     _check_device(device)
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype)
-    if isinstance(data, np.ndarray) and (
-        dtype is None or dtypes.of_numpy(data.dtype) is dtypes.as_dtype(dtype)
-    ):
+    if isinstance(data, np.ndarray) and (dtype is None or dtypes.of_numpy(data.dtype) is dtypes.as_dtype(dtype)):
         try:
             return from_numpy(data)
         except ValueError:
@@ -299,9 +289,7 @@ def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool 
     return _filled(shape_argument("ones", size), 1, dtype, requires_grad)
 
 
-def full(
-    size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of one value; its dtype follows the value unless given."""
     _check_device(device)
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
@@ -316,9 +304,7 @@ def _like(name: str, value: Any) -> Any:
     def like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
         _check_device(device)
         if not isinstance(input, Tensor):
-            raise TypeError(
-                f"{name}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}"
-            )
+            raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
         return _filled(input.shape, value, dtype or input.dtype, requires_grad)
 
     like.__name__ = like.__qualname__ = name
@@ -330,9 +316,7 @@ zeros_like = _like("zeros_like", 0)
 ones_like = _like("ones_like", 1)
 
 
-def empty_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def empty_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with uninitialised elements and the shape and dtype of another."""
     _check_device(device)
     return _finish(blank(input.shape, dtype or input.dtype), requires_grad)
@@ -346,9 +330,7 @@ def full_like(
     return _filled(input.shape, fill_value, dtype or input.dtype, requires_grad)
 
 
-def eye(
-    n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """An `n` by `m` matrix with ones on its diagonal."""
     _check_device(device)
     shape = shape_argument("eye", (n, n if m is None else m))
@@ -357,9 +339,7 @@ def eye(
     return _finish(t, requires_grad)
 
 
-def arange(
-    *bounds: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **named: Any
-) -> Tensor:
+def arange(*bounds: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **named: Any) -> Tensor:
     """Numbers from a start (0) up to, but not including, an end, in steps (1).
 
     >>> import tapegrad as tg

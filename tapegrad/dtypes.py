@@ -169,9 +169,7 @@ class iinfo:
 
     def __init__(self, d: dtype) -> None:
         if d.category != 1:
-            raise TypeError(
-                f"tapegrad.iinfo() requires an integer input type. Use tapegrad.finfo to handle '{d}'"
-            )
+            raise TypeError(f"tapegrad.iinfo() requires an integer input type. Use tapegrad.finfo to handle '{d}'")
         info = np.iinfo(d.numpy)
         self.bits, self.max, self.min = info.bits, info.max.__index__(), info.min.__index__()
         self.dtype = d.name

@@ -38,9 +38,7 @@ GRAD_OF_NON_LEAF = (
     "non-leaf Tensor. If you access the non-leaf Tensor by mistake, make sure you access the leaf Tensor instead."
 )
 NUMPY_GRAD = "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
-GRADIENT_SHAPE = (
-    "Mismatch in shape: grad_output[{k}] has a shape of {given} and output[{k}] has a shape of {expected}."
-)
+GRADIENT_SHAPE = "Mismatch in shape: grad_output[{k}] has a shape of {given} and output[{k}] has a shape of {expected}."
 UNUSED_INPUT = (
     "One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if this is the "
     "desired behavior."

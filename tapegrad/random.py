@@ -37,9 +37,7 @@ class Generator:
 
     def seed(self) -> int:
         """Start from a seed the system gives; returns it."""
-        self.manual_seed(
-            int.from_bytes(np.random.SeedSequence().generate_state(2).tobytes(), "little") & (2**63 - 1)
-        )
+        self.manual_seed(int.from_bytes(np.random.SeedSequence().generate_state(2).tobytes(), "little") & (2**63 - 1))
         return self._seed
 
     def get_state(self) -> dict:
@@ -235,16 +233,12 @@ def _fill_in_place(t: Tensor, values: Any) -> Tensor:
     return assign(t, source)
 
 
-def uniform_(
-    self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None
-) -> Tensor:
+def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with numbers uniform on [`low`, `high`)."""
     return _fill_in_place(self, low + (high - low) * _numpy(generator).random(self.shape))
 
 
-def normal_(
-    self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
-) -> Tensor:
+def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with normal numbers."""
     return _fill_in_place(self, mean + std * _numpy(generator).standard_normal(self.shape))
 
@@ -254,9 +248,7 @@ def bernoulli_(self: Tensor, p: float = 0.5, *, generator: Generator | None = No
     return _fill_in_place(self, _numpy(generator).random(self.shape) < p)
 
 
-def random_(
-    self: Tensor, low: int = 0, high: int | None = None, *, generator: Generator | None = None
-) -> Tensor:
+def random_(self: Tensor, low: int = 0, high: int | None = None, *, generator: Generator | None = None) -> Tensor:
     """Fill with integers from `low` up to, but not including, `high`."""
     top = (2**24 if self.dtype.is_floating_point else dtypes.iinfo(self.dtype).max) if high is None else high
     return _fill_in_place(self, _numpy(generator).integers(low, top, self.shape))

@@ -15,7 +15,7 @@ import numpy as np
 
 from tapegrad import dtypes, errors
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.structs import INFERENCE, INFERENCE_MODE, REQUIRES_GRAD, RETAIN_GRAD
+from tapegrad.engine.structs import INFERENCE, INFERENCE_MODE, IS_VIEW, REQUIRES_GRAD, RETAIN_GRAD
 from tapegrad.engine.tape import (
     LOOK_DATA,
     LOOK_GRAD,
@@ -67,6 +67,7 @@ class device(str):
 
 
 _CPU = device()
+_TRACKED = IS_VIEW << 8
 
 # (Size, strides, contiguous) by layout id
 _layouts: dict[int, tuple[Size, tuple[int, ...], bool]] = {}
@@ -122,9 +123,7 @@ class Tensor:
 
         if args or isinstance(data, int):
             return creation.empty(data, *args, dtype=dtype, device=device)
-        return creation.tensor(
-            [] if data is None else data, dtype=dtype or dtypes.get_default_dtype(), device=device
-        )
+        return creation.tensor([] if data is None else data, dtype=dtype or dtypes.get_default_dtype(), device=device)
 
     def __del__(self, release: Any = rt, S: int = _S) -> None:
         try:
@@ -222,8 +221,11 @@ class Tensor:
     # autograd metadata
 
     def _flags(self) -> int:
-        self._refresh()
-        return rt.look(_S, self._id, LOOK_META) >> 8 & 0xFF
+        flags = rt.look(_S, self._id, LOOK_META) >> 8 & 0xFF
+        if flags & IS_VIEW:
+            self._refresh()
+            flags = rt.look(_S, self._id, LOOK_META) >> 8 & 0xFF
+        return flags
 
     @property
     def requires_grad(self) -> bool:
@@ -247,16 +249,14 @@ class Tensor:
         if requires_grad and not self.dtype.is_floating_point:
             raise RuntimeError(errors.NOT_FLOATING_SET)
         if requires_grad and self._flags() & INFERENCE and not rt.mode_of_thread(_S) & INFERENCE_MODE:
-            raise RuntimeError(
-                "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed."
-            )
+            raise RuntimeError("Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.")
         rt.set_flag(_S, self._id, REQUIRES_GRAD, bool(requires_grad))
         return self
 
     @property
     def is_leaf(self) -> bool:
         """Whether the tensor was made by the user rather than by a recorded operation."""
-        self._refresh()
+        self._flags()
         return rt.look(_S, self._id, LOOK_PRODUCER) < 0
 
     @property
@@ -277,7 +277,7 @@ class Tensor:
     @property
     def grad_fn(self) -> Any:
         """The node of the graph that computes this tensor, None for a leaf."""
-        self._refresh()
+        self._flags()
         if rt.look(_S, self._id, LOOK_PRODUCER) < 0:
             return None
         from tapegrad.autograd.graph import Node
@@ -381,17 +381,11 @@ class Tensor:
         return self._base_tensor() is not None
 
     def _base_tensor(self) -> Tensor | None:
-        try:
-            return self._root
-        except AttributeError:
-            return None
+        return self._root if rt.look(_S, self._id, LOOK_META) & _TRACKED else None
 
     def _refresh(self) -> None:
         """If this view's base was rewritten by a recorded operation, become a view of its new value."""
-        try:
-            base = self._root
-        except AttributeError:
-            return
+        base = self._base_tensor()
         if base is not None and rt.look(_S, self._id, LOOK_STALE):
             from tapegrad.ops._view import rebuild
 
@@ -555,9 +549,7 @@ class Tensor:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if not self.is_leaf:
-            raise RuntimeError(
-                "Only leaf tensors can be pickled; call detach() on a result of operations first"
-            )
+            raise RuntimeError("Only leaf tensors can be pickled; call detach() on a result of operations first")
         return _unpickle, (
             np.ascontiguousarray(self._address_array()).reshape(self.shape),
             self.requires_grad,
@@ -609,7 +601,5 @@ def check_dim(dim: Any, ndim: int) -> int:
         raise TypeError(f"dim must be an int, not {type(dim).__name__} {dim!r}") from None
     bound = max(ndim, 1)
     if not -bound <= k < bound:
-        raise IndexError(
-            f"Dimension out of range (expected to be in range of [{-bound}, {bound - 1}], but got {k})"
-        )
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-bound}, {bound - 1}], but got {k})")
     return k % bound

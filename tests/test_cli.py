@@ -23,9 +23,7 @@ def demo_output():
 def test_demo_shows_loss_gradients_and_grad_fn(demo_output):
     assert "loss.grad_fn  <BinaryCrossEntropyWithLogitsBackward0 object at " in demo_output
     assert "z.grad_fn     <AddBackward0 object at " in demo_output
-    assert re.search(
-        r"loss    tensor\(\d\.\d{4}, grad_fn=<BinaryCrossEntropyWithLogitsBackward0>\)", demo_output
-    )
+    assert re.search(r"loss    tensor\(\d\.\d{4}, grad_fn=<BinaryCrossEntropyWithLogitsBackward0>\)", demo_output)
     row = r"\[\d\.\d{4}, \d\.\d{4}, \d\.\d{4}\]"
     assert re.search(rf"w\.grad  tensor\(\[({row},\s+){{4}}{row}\]\)", demo_output)
     assert re.search(rf"b\.grad  tensor\({row}\)", demo_output)

@@ -22,9 +22,7 @@ def compare(function, *arrays, tolerance=1e-10, names=True):
     ours = [tg.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
     theirs = [torch.tensor(a, requires_grad=a.dtype.kind == "f") for a in arrays]
     found, expected = function(F, *ours), function(TF, *theirs)
-    np.testing.assert_allclose(
-        found.detach().numpy(), expected.detach().numpy(), rtol=tolerance, atol=tolerance
-    )
+    np.testing.assert_allclose(found.detach().numpy(), expected.detach().numpy(), rtol=tolerance, atol=tolerance)
     assert found.shape == tuple(expected.shape)
     if names:
         assert found.grad_fn.name() == expected.grad_fn.name()
@@ -65,9 +63,7 @@ def test_class_losses_match_pytorch(shape, reduction):
     compare(lambda f, x, t: f.nll_loss(x, t, ignore_index=1, reduction=reduction), a, t, names=names)
 
     def weighted(f, x, t, w, smoothing=0.0):
-        return f.cross_entropy(
-            x, t, weight=w.detach(), ignore_index=1, reduction=reduction, label_smoothing=smoothing
-        )
+        return f.cross_entropy(x, t, weight=w.detach(), ignore_index=1, reduction=reduction, label_smoothing=smoothing)
 
     compare(weighted, a, t, weight, names=names)
     compare(lambda f, x, t, w: weighted(f, x, t, w, 0.1), a, t, weight, names=False)
@@ -77,9 +73,7 @@ def test_class_losses_match_pytorch(shape, reduction):
 def test_class_probabilities_match_pytorch(reduction):
     a, p = RNG.normal(size=(3, 4)), RNG.uniform(size=(3, 4))
     compare(lambda f, x, p: f.cross_entropy(x, p, reduction=reduction), a, p, names=False)
-    compare(
-        lambda f, x, p: f.cross_entropy(x, p, reduction=reduction, label_smoothing=0.2), a, p, names=False
-    )
+    compare(lambda f, x, p: f.cross_entropy(x, p, reduction=reduction, label_smoothing=0.2), a, p, names=False)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -410,9 +410,7 @@ def test_error_text(expression, message):
 def test_operands_that_are_no_tensors():
     with pytest.raises(TypeError, match="unsupported operand type"):
         tg.ones(2, 2) @ 3
-    with pytest.raises(
-        TypeError, match=r"matmul\(\): argument 'other' \(position 2\) must be Tensor, not int"
-    ):
+    with pytest.raises(TypeError, match=r"matmul\(\): argument 'other' \(position 2\) must be Tensor, not int"):
         tg.matmul(tg.ones(2, 2), 3)
     with pytest.raises(TypeError, match=r"mm\(\): argument 'mat2' \(position 2\) must be Tensor, not int"):
         tg.mm(tg.ones(2, 2), 3)

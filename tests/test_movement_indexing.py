@@ -121,9 +121,7 @@ def gradients(results, space, lib):
     wanted = [t for t in results if t.requires_grad]
     if not wanted:
         return {}
-    seeds = [
-        lib.tensor((np.arange(t.numel()) % 7 + 1.0).reshape(tuple(t.shape)), dtype=t.dtype) for t in wanted
-    ]
+    seeds = [lib.tensor((np.arange(t.numel()) % 7 + 1.0).reshape(tuple(t.shape)), dtype=t.dtype) for t in wanted]
     try:
         lib.autograd.backward(wanted, seeds)
     except RuntimeError as error:
@@ -289,9 +287,7 @@ def test_samples_of_kernels(name):
     (op,) = [o for o in OPS if o is not None and o.name == name]
     for shape, options in op.samples:
         a = np.arange(np.prod(shape, dtype=int)).reshape(shape) + 1.0
-        np.testing.assert_array_equal(
-            op(tg.tensor(a), *options["args"]).numpy(), op.reference(a, *options["args"])
-        )
+        np.testing.assert_array_equal(op(tg.tensor(a), *options["args"]).numpy(), op.reference(a, *options["args"]))
 
 
 def test_views_share_memory_and_copies_do_not():

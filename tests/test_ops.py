@@ -13,9 +13,7 @@ from tapegrad.ops._view import ViewOp
 ALL_OPS = [op for op in OPS if op is not None]
 POINTWISE = [op for op in ALL_OPS if isinstance(op, Pointwise)]
 SMOOTH = [
-    op
-    for op in POINTWISE
-    if op.derivative is not None and set(FLOATS) <= set(op.dtypes) and op.out is not tg.float32
+    op for op in POINTWISE if op.derivative is not None and set(FLOATS) <= set(op.dtypes) and op.out is not tg.float32
 ]
 SAMPLED = [
     pytest.param(op, sample, id=f"{op.name}-{k}")
@@ -112,7 +110,9 @@ def test_declaration_is_complete(op):
     if op.grad_name in ("CopySlices", "AsStridedBackward0") or not op.__module__.startswith("tapegrad"):
         return
     assert op.reference is not None or getattr(op, "untested", ""), f"{op.name} has no reference"
-    assert getattr(op, "domain", None) is not None or getattr(op, "samples", None), f"{op.name} has nothing to test it with"
+    assert getattr(op, "domain", None) is not None or getattr(op, "samples", None), (
+        f"{op.name} has nothing to test it with"
+    )
     if isinstance(op, Pointwise) and op.derivative is None:
         discrete = op.out is not None and not op.out.is_floating_point
         assert discrete or set(op.dtypes) <= set(DISCRETE) or not op.differentiable
@@ -189,7 +189,9 @@ def test_pointwise_on_0d_and_empty(op, shape):
 
 
 @pytest.mark.parametrize(
-    "op", [op for op in SMOOTH if op.out is None and op.kind == 0 and hasattr(tg.Tensor, op.name + "_")], ids=lambda op: op.name
+    "op",
+    [op for op in SMOOTH if op.out is None and op.kind == 0 and hasattr(tg.Tensor, op.name + "_")],
+    ids=lambda op: op.name,
 )
 def test_in_place_equals_out_of_place(op):
     arrays = draw(op, [(2, 3)] * op.arity)

@@ -210,9 +210,7 @@ def test_loading_another_shape_of_groups_is_refused(groups, message):
     w, b = parameters(tg)
     saved = tg.optim.SGD([{"params": [w]}, {"params": [b]}]).state_dict()
     w, b = parameters(tg)
-    other = (
-        tg.optim.SGD([w, b]) if groups == 1 else tg.optim.SGD([{"params": [w, b]}, {"params": [tg.ones(1)]}])
-    )
+    other = tg.optim.SGD([w, b]) if groups == 1 else tg.optim.SGD([{"params": [w, b]}, {"params": [tg.ones(1)]}])
     before = copy.copy(other.param_groups)
     with pytest.raises(ValueError) as error:
         other.load_state_dict(saved)

@@ -35,9 +35,7 @@ PLAIN = [
         "tensor([[False, False],\n        [ True, False]])",
         id="bool_2d",
     ),
-    pytest.param(
-        np.array([[1, -20], [300, 4]]), "tensor([[  1, -20],\n        [300,   4]])", id="int_widths"
-    ),
+    pytest.param(np.array([[1, -20], [300, 4]]), "tensor([[  1, -20],\n        [300,   4]])", id="int_widths"),
     pytest.param(
         np.array([-(2**63), 2**63 - 1]),
         "tensor([-9223372036854775808,  9223372036854775807])",
@@ -100,12 +98,8 @@ NONFINITE = [
     pytest.param(f32([nan, nan]), "tensor([nan, nan])", id="nan_only"),
     pytest.param(f32([[inf], [-inf]]), "tensor([[inf],\n        [-inf]])", id="inf_only"),
     pytest.param(f32([1, inf, -inf, nan]), "tensor([1., inf, -inf, nan])", id="with_whole"),
-    pytest.param(
-        f32([20, inf, 12345, nan]), "tensor([   20.,    inf, 12345.,    nan])", id="with_wide_whole"
-    ),
-    pytest.param(
-        f32([0.5, inf, -inf, nan, 0]), "tensor([0.5000,    inf,   -inf,    nan, 0.0000])", id="with_fraction"
-    ),
+    pytest.param(f32([20, inf, 12345, nan]), "tensor([   20.,    inf, 12345.,    nan])", id="with_wide_whole"),
+    pytest.param(f32([0.5, inf, -inf, nan, 0]), "tensor([0.5000,    inf,   -inf,    nan, 0.0000])", id="with_fraction"),
     pytest.param(
         f32([1e-7, inf, -inf, nan, 0]),
         "tensor([1.0000e-07,        inf,       -inf,        nan, 0.0000e+00])",
@@ -140,16 +134,12 @@ SCIENTIFIC = [
         "tensor([1.0000e-308, 1.0000e+308], dtype=tapegrad.float64)",
         id="overflowing_ratio",
     ),
-    pytest.param(
-        np.float16([65504, 1]), "tensor([6.5504e+04, 1.0000e+00], dtype=tapegrad.float16)", id="float16_max"
-    ),
+    pytest.param(np.float16([65504, 1]), "tensor([6.5504e+04, 1.0000e+00], dtype=tapegrad.float16)", id="float16_max"),
 ]
 
 DTYPES = [
     pytest.param(f64([1, 2.5]), {}, "tensor([1.0000, 2.5000], dtype=tapegrad.float64)", id="float64"),
-    pytest.param(
-        f64([1, 2.5]), {"default_dtype": "float64"}, "tensor([1.0000, 2.5000])", id="float64_by_default"
-    ),
+    pytest.param(f64([1, 2.5]), {"default_dtype": "float64"}, "tensor([1.0000, 2.5000])", id="float64_by_default"),
     pytest.param(
         f32([1, 2.5]),
         {"default_dtype": "float64"},
@@ -169,9 +159,7 @@ DTYPES = [
     pytest.param(np.int8([-128, 127]), {}, "tensor([-128,  127], dtype=tapegrad.int8)", id="int8"),
     pytest.param(np.uint8([0, 255]), {}, "tensor([  0, 255], dtype=tapegrad.uint8)", id="uint8"),
     pytest.param(np.uint16([0, 65535]), {}, "tensor([    0, 65535], dtype=tapegrad.uint16)", id="uint16"),
-    pytest.param(
-        np.uint64([2**64 - 1]), {}, "tensor([18446744073709551615], dtype=tapegrad.uint64)", id="uint64"
-    ),
+    pytest.param(np.uint64([2**64 - 1]), {}, "tensor([18446744073709551615], dtype=tapegrad.uint64)", id="uint64"),
 ]
 
 EMPTY = [
@@ -216,9 +204,7 @@ GRADIENTS = [
         "tensor([[27., 27.],\n        [27., 27.]], grad_fn=<MulBackward0>)",
         id="mul",
     ),
-    pytest.param(
-        f32(27), {"grad_fn_name": "MeanBackward0"}, "tensor(27., grad_fn=<MeanBackward0>)", id="mean"
-    ),
+    pytest.param(f32(27), {"grad_fn_name": "MeanBackward0"}, "tensor(27., grad_fn=<MeanBackward0>)", id="mean"),
     pytest.param(
         f32([1, 2]),
         {"requires_grad": True, "grad_fn_name": "CloneBackward0"},
@@ -346,10 +332,7 @@ WRAPPING = [
     pytest.param(
         np.ones(14, f32),
         {"grad_fn_name": "CloneBackward0"},
-        (
-            "tensor([1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1.],\n"
-            "       grad_fn=<CloneBackward0>)"
-        ),
+        ("tensor([1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1.],\n       grad_fn=<CloneBackward0>)"),
         id="suffix_wraps",
     ),
     pytest.param(
@@ -446,10 +429,7 @@ SUMMARY = [
     pytest.param(
         np.arange(2000).reshape(2, 1000),
         {},
-        (
-            "tensor([[   0,    1,    2,  ...,  997,  998,  999],\n"
-            "        [1000, 1001, 1002,  ..., 1997, 1998, 1999]])"
-        ),
+        ("tensor([[   0,    1,    2,  ...,  997,  998,  999],\n        [1000, 1001, 1002,  ..., 1997, 1998, 1999]])"),
         id="2d_wide",
     ),
     pytest.param(
@@ -583,12 +563,8 @@ SUMMARY = [
 OPTIONS = [
     pytest.param(f32([0.123456789, 2]), {}, {"precision": 6}, "tensor([0.123457, 2.000000])", id="precision"),
     pytest.param(f32([0.6, 2.5]), {}, {"precision": 0}, "tensor([1, 2])", id="precision_0"),
-    pytest.param(
-        f32([1e-9, 2]), {}, {"precision": 1}, "tensor([1.0e-09, 2.0e+00])", id="precision_scientific"
-    ),
-    pytest.param(
-        f32([1, 2.5]), {}, {"sci_mode": True}, "tensor([1.0000e+00, 2.5000e+00])", id="scientific_forced"
-    ),
+    pytest.param(f32([1e-9, 2]), {}, {"precision": 1}, "tensor([1.0e-09, 2.0e+00])", id="precision_scientific"),
+    pytest.param(f32([1, 2.5]), {}, {"sci_mode": True}, "tensor([1.0000e+00, 2.5000e+00])", id="scientific_forced"),
     pytest.param(
         f32([1, -2]),
         {},
@@ -615,9 +591,7 @@ OPTIONS = [
     pytest.param(
         np.arange(10), {}, {"threshold": 10}, "tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])", id="threshold_reached"
     ),
-    pytest.param(
-        np.arange(10), {}, {"threshold": 5}, "tensor([0, 1, 2,  ..., 7, 8, 9])", id="threshold_exceeded"
-    ),
+    pytest.param(np.arange(10), {}, {"threshold": 5}, "tensor([0, 1, 2,  ..., 7, 8, 9])", id="threshold_exceeded"),
     pytest.param(f32(1.5), {}, {"threshold": 0}, "tensor(1.5000)", id="threshold_0_scalar"),
     pytest.param(np.arange(2000), {}, {"edgeitems": 1}, "tensor([   0,  ..., 1999])", id="edgeitems"),
     pytest.param(np.arange(2000), {}, {"edgeitems": 0}, "tensor([...], size=(2000,))", id="edgeitems_0"),
@@ -628,9 +602,7 @@ OPTIONS = [
         "tensor([...], size=(40, 40), dtype=tapegrad.float64)",
         id="edgeitems_0_2d",
     ),
-    pytest.param(
-        f32([1, 2]), {}, {"edgeitems": 0}, "tensor([1., 2.], size=(2,))", id="edgeitems_0_unsummarised"
-    ),
+    pytest.param(f32([1, 2]), {}, {"edgeitems": 0}, "tensor([1., 2.], size=(2,))", id="edgeitems_0_unsummarised"),
     pytest.param(np.zeros(0, f32), {}, {"edgeitems": 0}, "tensor([])", id="edgeitems_0_empty"),
     pytest.param(
         np.arange(12),
@@ -705,9 +677,7 @@ def test_library_name_does_not_move_line_breaks() -> None:
     array = np.full((2, 10), 100, np.int32)
     short = format_tensor(array, library="t")
     assert short.endswith(", dtype=t.int32)")
-    assert format_tensor(array, library="a_much_longer_name") == short.replace(
-        "t.int32", "a_much_longer_name.int32"
-    )
+    assert format_tensor(array, library="a_much_longer_name") == short.replace("t.int32", "a_much_longer_name.int32")
 
 
 def test_summary_begins_above_the_threshold() -> None:

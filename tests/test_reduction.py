@@ -123,9 +123,7 @@ def test_zero_safe_gradients():
 
 
 def test_pairs_print_their_fields():
-    assert repr(tg.tensor([1.0, 2.0]).max(0)) == (
-        "tapegrad.return_types.max(\nvalues=tensor(2.),\nindices=tensor(1))"
-    )
+    assert repr(tg.tensor([1.0, 2.0]).max(0)) == ("tapegrad.return_types.max(\nvalues=tensor(2.),\nindices=tensor(1))")
 
 
 @pytest.mark.parametrize(

@@ -333,9 +333,7 @@ def test_one_huge_argument_leaves_its_neighbours_alone(name, dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("name", "scipy_name"), [("lgamma", "gammaln"), ("digamma", "psi")])
 def test_gamma_functions_are_scipys(name, scipy_name, dtype):
-    x = np.concatenate([uniform(-5, 20, 200), magnitudes(-8, 8), [1, 2, 0.5, math.inf, math.nan]]).astype(
-        dtype
-    )
+    x = np.concatenate([uniform(-5, 20, 200), magnitudes(-8, 8), [1, 2, 0.5, math.inf, math.nan]]).astype(dtype)
     expected = getattr(scipy.special, scipy_name)(x.astype(np.float64)).astype(dtype)
     np.testing.assert_array_equal(evaluate(name, x), expected)
 

@@ -144,9 +144,7 @@ def grad(
     (tensor(12.),)
     """
     if materialize_grads and allow_unused is False:
-        raise ValueError(
-            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: False."
-        )
+        raise ValueError("Expected allow_unused to be True or not passed when materialize_grads=True, but got: False.")
     if create_graph:
         raise RuntimeError(errors.DOUBLE_BACKWARD)
     roots, wanted = _as_tuple(outputs), _as_tuple(inputs)
@@ -173,9 +171,7 @@ def grad(
     return tuple(found[t] for t in wanted)
 
 
-def _batched(
-    roots: Any, wanted: Any, gradients: Any, retain: Any, allow_unused: bool, materialize: bool
-) -> tuple:
+def _batched(roots: Any, wanted: Any, gradients: Any, retain: Any, allow_unused: bool, materialize: bool) -> tuple:
     # one sweep a row of the batch over the retained graph
     from tapegrad.ops.movement import stack
 
@@ -185,10 +181,10 @@ def _batched(
         keep = bool(retain) or b < count - 1
         part = [None if g is None else g[b] for g in gradients]
         rows.append(grad(roots, wanted, part, keep, False, allow_unused or None, False, materialize))
-    return tuple(
-        None if any(g is None for g in column) else stack(list(column)) for column in zip(*rows, strict=True)
-    )
+    return tuple(None if any(g is None for g in column) else stack(list(column)) for column in zip(*rows, strict=True))
 
+
+_SCALAR = 1  # the layout of 0-d tensors
 
 # a one of each floating dtype, to start from
 _ONES = tuple(np.ones(1, d) for d in (np.float32, np.float64))
@@ -199,7 +195,7 @@ def _from_scalar(root: Tensor, retain: bool) -> None:
     # the usual case, in one call into compiled code
     k = root._id
     meta = rt.look(_S, k, LOOK_META)
-    if math.prod(layout_facts(meta >> 16)[0]) != 1:
+    if meta >> 16 != _SCALAR and math.prod(layout_facts(meta >> 16)[0]) != 1:
         raise RuntimeError(errors.NOT_SCALAR)
     with _sweeping:
         answer = rt.sweep_from(_S, k, _ONE_ADDRESSES[meta & 0xFF], retain)
@@ -210,8 +206,7 @@ def _from_scalar(root: Tensor, retain: bool) -> None:
                 _finish(answer)
             finally:
                 rt.state["sweeping"] = 0
-    if rt.state.orphans:
-        rt.drop_orphans(_S)
+                rt.drop_orphans(_S)
 
 
 def _finish(answer: int) -> None:
@@ -431,7 +426,10 @@ def _tensor_backward(
     Raises:
         RuntimeError: see `tapegrad.autograd.backward`.
     """
-    backward(self, gradient, retain_graph, create_graph, inputs)
+    if gradient is None and inputs is None and not create_graph and self.requires_grad:
+        _from_scalar(self, bool(retain_graph))
+    else:
+        backward(self, gradient, retain_graph, create_graph, inputs)
 
 
 _tensor_backward.__name__, _tensor_backward.__qualname__ = "backward", "Tensor.backward"

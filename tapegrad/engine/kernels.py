@@ -178,9 +178,7 @@ def _checksums(directory: Path) -> str:
     return "\n".join(parts)
 
 
-def _compile(
-    name: str, source: str, environment: dict[str, Any], path: Path, make: Callable, cache: bool
-) -> Any:
+def _compile(name: str, source: str, environment: dict[str, Any], path: Path, make: Callable, cache: bool) -> Any:
     # a cached function is rebuilt in the module it names
     namespace = {"__name__": __name__, **environment}
     exec(compile(source, str(path), "exec"), namespace)
@@ -238,9 +236,7 @@ def _load(name: str, source: str, environment: dict[str, Any], final: Path, make
     return None
 
 
-def _build_aside(
-    name: str, source: str, environment: dict[str, Any], root: Path, final: Path, make: Callable
-) -> Any:
+def _build_aside(name: str, source: str, environment: dict[str, Any], root: Path, final: Path, make: Callable) -> Any:
     root.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
     try:

@@ -4,12 +4,25 @@ A layout is a shape with strides in elements. Layouts are interned, so "same sha
 and most operations never look at a shape at all.
 """
 
-
-
-
-
-
-from tapegrad.engine.structs import LAYOUT_SIZE, MAX_DIMS, OPERANDS, OPERAND_OFFSET, OUTER_SHAPE_OFFSET, OUTER_STRIDES_OFFSET, STEP_OFFSET, i64, internal_inline, internal_words, layout_of, malloc, memset, realloc, shape_of, state_at, strides_of
+from tapegrad.engine.structs import (
+    LAYOUT_SIZE,
+    MAX_DIMS,
+    OPERANDS,
+    OPERAND_OFFSET,
+    OUTER_SHAPE_OFFSET,
+    OUTER_STRIDES_OFFSET,
+    STEP_OFFSET,
+    i64,
+    internal_inline,
+    internal_words,
+    layout_of,
+    malloc,
+    memset,
+    realloc,
+    shape_of,
+    state_at,
+    strides_of,
+)
 
 
 @internal_words

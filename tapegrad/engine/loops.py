@@ -108,8 +108,7 @@ def forward_source(name: str, scalar: str, inputs: Sequence[tuple[str, int]], ou
     span = _span(f"{name}_span", ("out", out_dtype), inputs, _variants(len(inputs)), scalar, False)
     sizes = {n: DTYPES[d][1] for n, d in inputs} | {"out": DTYPES[out_dtype][1]}
     addresses = "\n".join(
-        f"    {n} = buffer_at(s.buffers + r.{slot} * BUFFER_SIZE).data"
-        for n, slot in zip(names, slots, strict=False)
+        f"    {n} = buffer_at(s.buffers + r.{slot} * BUFFER_SIZE).data" for n, slot in zip(names, slots, strict=False)
     )
     flat = ", ".join(f"{n} + start * step[{p}] * {sizes[n]}" for p, n in enumerate(["out", *names]))
     strided = ", ".join(f"{n} + outer_offset(S, {p}, j) * {sizes[n]}" for p, n in enumerate(["out", *names]))
@@ -187,9 +186,7 @@ def reverse_source(
         head = "".join(f"{c}, " for c in constants)
         flat = [f"a{slot} + start * {size}", *[]]
         flat_operands = [f"{u} + start * step[{position[u]}] * {DTYPES[dtypes[u]][1]}" for u in streams]
-        strided_operands = [
-            f"{u} + outer_offset(S, {position[u]}, j) * {DTYPES[dtypes[u]][1]}" for u in streams
-        ]
+        strided_operands = [f"{u} + outer_offset(S, {position[u]}, j) * {DTYPES[dtypes[u]][1]}" for u in streams]
         steps = ", ".join(f"step[{position[u]}]" for u in streams)
         steps = f", {steps}" if steps else ""
         joined = ", ".join(["", *flat_operands]) if streams else ""

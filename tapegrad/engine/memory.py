@@ -5,12 +5,18 @@ cache line, in four steps an octave; freed ones are kept for reuse up to `cache_
 0.25 ms a MiB to touch the first time.
 """
 
-
-
-
-
-
-from tapegrad.engine.structs import FREE_BLOCKS_OFFSET, STORAGE_SIZE, free, i64, internal_words, malloc, py_decref, realloc, state_at, storage_of
+from tapegrad.engine.structs import (
+    FREE_BLOCKS_OFFSET,
+    STORAGE_SIZE,
+    free,
+    i64,
+    internal_words,
+    malloc,
+    py_decref,
+    realloc,
+    state_at,
+    storage_of,
+)
 
 SMALL = 1024
 SLAB = 1 << 18

@@ -46,13 +46,7 @@ def record_planned(S, table, asked, a, b, c):
     """Record and run what `asked` does with these buffers: `record_kernel`'s answer, 0 without a plan."""
     first, second, third = look_of(S, a), look_of(S, b), look_of(S, c)
     plan = i64(table + _slot(asked, first, second, third) * 64)
-    if (
-        plan[_ASKED] != asked
-        or plan[_FIRST] != first
-        or plan[_SECOND] != second
-        or plan[_THIRD] != third
-        or first == 0
-    ):
+    if plan[_ASKED] != asked or plan[_FIRST] != first or plan[_SECOND] != second or plan[_THIRD] != third or first == 0:
         return 0
     attributes = copy_attributes(S, plan[_ATTRIBUTES])
     if attributes == 0:

@@ -10,11 +10,11 @@ from tapegrad.engine.structs import (
     CONST_BUFFER_OFFSET,
     CONST_KEY_OFFSET,
     DTYPE_SLOTS,
-    IN_PLACE,
     INFERENCE,
     INFERENCE_MODE,
     INFERENCE_SAVED,
     INFERENCE_WRITTEN,
+    IN_PLACE,
     IS_VIEW,
     LEAF_WRITTEN,
     MIXED_DTYPES,
@@ -25,13 +25,13 @@ from tapegrad.engine.structs import (
     NEEDS_NATIVE,
     NEEDS_OLD_VALUE,
     NEEDS_PARALLEL,
+    NOT_BROADCASTABLE,
     NO_GRAD_VIEW,
     NO_GRAD_VIEW_WRITTEN,
     NO_MEMORY,
-    NOT_BROADCASTABLE,
+    OPERAND_OFFSET,
     OP_SAVED_OFFSET,
     OP_SIZE,
-    OPERAND_OFFSET,
     PARTIAL_OVERLAP,
     REQUIRES_GRAD,
     REVERSED,
@@ -52,10 +52,10 @@ from tapegrad.engine.structs import (
     call_parallel,
     f32,
     float_of,
-    i8,
     i16,
     i32,
     i64,
+    i8,
     internal_inline,
     internal_words,
     itemsize,
@@ -285,9 +285,7 @@ def record(S, op, a, b, c):
     saved = i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[need]
     out_dtype = dtype if info.out_dtype == SAME_DTYPE else info.out_dtype
     if need and views & INFERENCE:
-        inference = (A.flags & INFERENCE and saved & 1) or (
-            b and saved & 2 and buffer_of(S, b).flags & INFERENCE
-        )
+        inference = (A.flags & INFERENCE and saved & 1) or (b and saved & 2 and buffer_of(S, b).flags & INFERENCE)
         if inference:
             return INFERENCE_SAVED
     written = options & IN_PLACE

@@ -5,12 +5,62 @@ at the row where it stopped. `pending` counts rows whose output has an adjoint a
 ends as soon as nothing is left, however long the tape below.
 """
 
-
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
-from tapegrad.engine.memory import adopt_storage, allocate, deallocate
+from tapegrad.engine.memory import adopt_storage, allocate, deallocate, drop_orphans
 from tapegrad.engine.record import run_kernel, wants_threads
-from tapegrad.engine.structs import ADJOINT_OFFSET, ADJ_IS_GRAD, CAPTURE, DEAD, DONE, DTYPE_SLOTS, FREED, KERNEL, LISTED, MOVE_ADD, MOVE_NARROW, MOVE_SCATTER, MOVE_SUM, OPERAND_OFFSET, PYTHON, REDUCTION, REQUIRES_GRAD, RETAIN_GRAD, ROW_INPUTS_OFFSET, ROW_SIZE, ROW_VERSIONS_OFFSET, SELECT, SETTLE_PYTHON, STORE_OFFSET, SWEEP_BUSY, SWEEP_FREED, SWEEP_KERNEL, SWEEP_MEMORY, SWEEP_MODIFIED, SWEEP_MOVE, SWEEP_PARALLEL, SWEEP_PYTHON, VIEW, buffer_of, call_kernel, i32, i64, internal_inline, internal_words, itemsize, layout_of, memcpy, memset, op_of, row_at, row_of, shape_of, state_at, storage_of, strides_of
-from tapegrad.engine.tape import nbytes_of, new_buffer, release_saved, reserve_buffer, retain, start
+from tapegrad.engine.structs import (
+    ADJ_IS_GRAD,
+    ADJOINT_OFFSET,
+    CAPTURE,
+    DEAD,
+    DONE,
+    DTYPE_SLOTS,
+    FREED,
+    KERNEL,
+    LISTED,
+    MOVE_ADD,
+    MOVE_NARROW,
+    MOVE_SCATTER,
+    MOVE_SUM,
+    OPERAND_OFFSET,
+    PYTHON,
+    REDUCTION,
+    REQUIRES_GRAD,
+    RETAIN_GRAD,
+    ROW_INPUTS_OFFSET,
+    ROW_SIZE,
+    ROW_VERSIONS_OFFSET,
+    SELECT,
+    SETTLE_PYTHON,
+    STORE_OFFSET,
+    SWEEP_BUSY,
+    SWEEP_FREED,
+    SWEEP_KERNEL,
+    SWEEP_MEMORY,
+    SWEEP_MODIFIED,
+    SWEEP_MOVE,
+    SWEEP_PARALLEL,
+    SWEEP_PYTHON,
+    VIEW,
+    buffer_of,
+    call_kernel,
+    i32,
+    i64,
+    internal_inline,
+    internal_words,
+    itemsize,
+    layout_of,
+    memcpy,
+    memset,
+    op_of,
+    row_at,
+    row_of,
+    shape_of,
+    state_at,
+    storage_of,
+    strides_of,
+)
+from tapegrad.engine.tape import nbytes_of, new_buffer, release_saved, reserve_buffer
 
 # how a kernel treats an adjoint
 WRITE, ADD, UNWANTED = 1, 0, -1
@@ -307,12 +357,7 @@ def _reverse_view(S, address):
     plain = layout_of(S, where).contiguous == where
     elements = layout_of(S, base.layout).elements
     identity = plain and layout_of(S, where).elements == elements
-    if (
-        identity
-        and base.adj == 0
-        and not out.flags & (RETAIN_GRAD | CAPTURE)
-        and not (base.producer < 0 and base.grad)
-    ):
+    if identity and base.adj == 0 and not out.flags & (RETAIN_GRAD | CAPTURE) and not (base.producer < 0 and base.grad):
         _hand_over(S, r.out, r.in0)
         return DONE
     if not _can_move(S, base.dtype):
@@ -321,9 +366,7 @@ def _reverse_view(S, address):
     if write < UNWANTED:
         return SWEEP_MEMORY
     base = buffer_of(S, r.in0)
-    scatter_view(
-        S, out.adj, contiguous_of(S, out.layout), base.adj, elements, where, offset, base.dtype, write
-    )
+    scatter_view(S, out.adj, contiguous_of(S, out.layout), base.adj, elements, where, offset, base.dtype, write)
     return DONE
 
 
@@ -556,4 +599,5 @@ def sweep_from(S, k, source, retain):
         outcome = settle(S)
         if outcome == DONE:
             s.sweeping = 0
+            drop_orphans(S)
     return outcome

@@ -66,9 +66,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         replay.abandon,
     ),
 }
-_GROUP_OF = {
-    function.py_func.__name__: group for group, functions in _GROUPS.items() for function in functions
-}
+_GROUP_OF = {function.py_func.__name__: group for group, functions in _GROUPS.items() for function in functions}
 
 
 def _address(array: np.ndarray) -> int:
@@ -158,9 +156,7 @@ class Runtime:
         if k is None:
             n = len(shape)
             if n > structs.MAX_DIMS:
-                raise RuntimeError(
-                    f"tensors have at most {structs.MAX_DIMS} dimensions, but got shape {list(shape)}"
-                )
+                raise RuntimeError(f"tensors have at most {structs.MAX_DIMS} dimensions, but got shape {list(shape)}")
             with self._lock:
                 self._scratch[:n] = shape
                 self._scratch[structs.MAX_DIMS : structs.MAX_DIMS + n] = strides

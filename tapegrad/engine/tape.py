@@ -6,11 +6,6 @@ gradients may still flow through the buffer. A row dies with its output, and let
 order, once more than half of it is dead.
 """
 
-
-
-
-
-
 from tapegrad.engine.layout import intern
 from tapegrad.engine.memory import allocate, deallocate, release_storage
 from tapegrad.engine.structs import (

@@ -25,4 +25,3 @@ from tapegrad.ops import (
     sorting,
 )
 from tapegrad.ops.warmup import warmup_jobs
-

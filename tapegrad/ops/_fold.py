@@ -190,9 +190,7 @@ def refuse_empty(name: str, plan: Plan, dim: Any, x: Tensor) -> None:
 class _Chosen:
     """Placeholders chosen by dtype, `axis`/`keepdims`/`out`, and twins with another name of `grad_fn`."""
 
-    def __init__(
-        self, function: Callable, *, choose: Callable[[int], dict] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, function: Callable, *, choose: Callable[[int], dict] | None = None, **options: Any) -> None:
         super().__init__(function, **options)
         self.options = options | {"choose": choose}
         self.choose = choose or (lambda dtype: {})
@@ -295,9 +293,7 @@ class Fold(_Chosen, ReductionOp):
             items = -per_chunk * -(-plan.run // CHUNK)
             work = CHUNK * cost // per_chunk
         words = [plan.outer, plan.run, plan.inner, *words]
-        return self.launch_reduction(
-            [x, second], plan.shape, plan.kept, dtype, parameters, words, items, work
-        )
+        return self.launch_reduction([x, second], plan.shape, plan.kept, dtype, parameters, words, items, work)
 
 
 class Select(_Chosen, KernelOp):

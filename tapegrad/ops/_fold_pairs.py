@@ -26,9 +26,7 @@ from tapegrad.ops._fold_sums import larger, named
 STRETCH = 2048
 SLAB = 32
 
-P = T = OUT = SIZE = G = ROW = PAIR = SLAB_FOLD = MERGE = FINISH = SECOND = BETTER = STEP = VALUES = (
-    SHARED
-) = None
+P = T = OUT = SIZE = G = ROW = PAIR = SLAB_FOLD = MERGE = FINISH = SECOND = BETTER = STEP = VALUES = SHARED = None
 
 
 def pair_row(stretch: Any, merge: Any) -> Any:

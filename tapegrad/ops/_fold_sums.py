@@ -228,9 +228,7 @@ def _parts(step: Any, start: Any, merge: Any, finish: Any, acc: Any, out: Any) -
 
 def pointer_of(dtype: int) -> Any:
     name = dtypes.ALL[dtype].name
-    return getattr(
-        structs, {"float32": "f32", "float64": "f64", "uint8": "u8", "bool": "u8"}.get(name, f"i{name[3:]}")
-    )
+    return getattr(structs, {"float32": "f32", "float64": "f64", "uint8": "u8", "bool": "u8"}.get(name, f"i{name[3:]}"))
 
 
 def sums(

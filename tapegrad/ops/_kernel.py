@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapegrad import dtypes
-from tapegrad.engine import structs
+from tapegrad.engine import planned, structs
 from tapegrad.engine.kernels import build_kernel, build_typed
 from tapegrad.engine.loops import environment, reverse_source
 from tapegrad.engine.runtime import rt
@@ -17,6 +18,11 @@ from tapegrad.ops._view import as_method
 from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
+
+# calls remembered by op and arguments, and the one being worked out: (its number, operand, thread)
+_asked: dict[tuple, int] = {}
+_FIRST_ASKED = 1 << 32
+_asking: tuple[int, Tensor, int] | None = None
 
 
 class KernelOp(Op):
@@ -31,7 +37,12 @@ class KernelOp(Op):
         inputs: names of the tensor inputs, in the order of `launch`.
         samples: argument tuples to test with; a shape stands for a tensor.
         variadic: the first launch argument is any number of tensors.
+
+    Where `remembers` is set, how a call launches depends on the operand's layout and dtype and on the other arguments alone; it is
+    then worked out once (see engine/planned.py).
     """
+
+    remembers = False
 
     def __init__(
         self,
@@ -61,7 +72,23 @@ class KernelOp(Op):
             setattr(Tensor, self.name, as_method(self))
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        return self.function(self, *args, **named)
+        if not self.remembers or named or not args or type(args[0]) is not Tensor:
+            return self.function(self, *args, **named)
+        global _asking
+        x = args[0]
+        try:
+            key = (self.code, args[1:], *map(type, args[1:]))
+            asked = _asked.get(key) or _asked.setdefault(key, len(_asked) + _FIRST_ASKED)
+        except TypeError:  # arguments that cannot be remembered
+            return self.function(self, *args)
+        k = planned.entries()["record_planned"](_S, planned.TABLE, asked, x._id, 0, 0)
+        if k > 0:
+            return wrap(k)
+        _asking = (asked, x, threading.get_ident())
+        try:
+            return self.function(self, *args)
+        finally:
+            _asking = None
 
     def forward(self, function: Callable) -> Callable:
         """Declare the kernel."""
@@ -74,9 +101,7 @@ class KernelOp(Op):
         self._uses = [p for p in inspect.signature(function).parameters]
         row = rt.ops[self.code]
         row["differentiable"] = 15
-        mask = sum(1 << k for k, n in enumerate(self.inputs) if n in self._uses) | (
-            8 if "out" in self._uses else 0
-        )
+        mask = sum(1 << k for k, n in enumerate(self.inputs) if n in self._uses) | (8 if "out" in self._uses else 0)
         row["saved"][1:] = mask
         return function
 
@@ -95,16 +120,12 @@ class KernelOp(Op):
     def load_forward(self, dtype: int) -> None:
         """Build or load the forward kernel for a dtype code."""
         assert self.kernel is not None
-        rt.forward[self.code, dtype] = build_typed(
-            self.kernel, dtype, f"{self.name}_forward", **self.placeholders
-        )
+        rt.forward[self.code, dtype] = build_typed(self.kernel, dtype, f"{self.name}_forward", **self.placeholders)
 
     def load_reverse(self, dtype: int) -> None:
         """Build or load the reverse kernel for a dtype code."""
         assert self.native is not None
-        rt.reverse[self.code, dtype] = build_typed(
-            self.native, dtype, f"{self.name}_reverse", **self.placeholders
-        )
+        rt.reverse[self.code, dtype] = build_typed(self.native, dtype, f"{self.name}_reverse", **self.placeholders)
 
     def launch(
         self,
@@ -134,13 +155,20 @@ class KernelOp(Op):
             block = rt.attributes(len(extra), *(t._id for t in extra), items, work, *words)
             k = rt.record_kernel(_S, self.code, ids[0], ids[1], ids[2], layout, dtype.code, block)
             if k > 0:
+                if (
+                    _asking is not None
+                    and len(tensors) == 1
+                    and tensors[0] is _asking[1]
+                    and _asking[2] == threading.get_ident()
+                ):
+                    template = rt.attributes(0, items, work, *words)
+                    keep = planned.entries()["keep_plan"]
+                    keep(_S, planned.TABLE, _asking[0], ids[0], 0, 0, self.code, layout, dtype.code, template)
                 return wrap(k)
             rt.free_block(_S, block)
             self.refuse(k, tensors)
 
-    def reverse(
-        self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]
-    ) -> Sequence[Any]:
+    def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> Sequence[Any]:
         """Run the declared backward for one row of the tape."""
         assert self.derivative is not None
         available: dict[str, Any] = {"g": g, "need": need, "words": words[2:], "out": kept[3]}
@@ -166,6 +194,8 @@ class ReductionOp(KernelOp):
     input's name, and the `parameters` given here, which `launch_reduction` takes as floats.
     """
 
+    remembers = True
+
     def __init__(self, function: Callable, *, parameters: Sequence[str] = (), **options: Any) -> None:
         super().__init__(function, **options)
         self.reduction_parameters = list(parameters)
@@ -177,9 +207,7 @@ class ReductionOp(KernelOp):
         names = list(inspect.signature(function).parameters)
         row = rt.ops[self.code]
         row["differentiable"] = 1
-        row["saved"][1:] = sum(1 << k for k, n in enumerate(self.inputs) if n in names) | (
-            8 if "out" in names else 0
-        )
+        row["saved"][1:] = sum(1 << k for k, n in enumerate(self.inputs) if n in names) | (8 if "out" in names else 0)
         return function
 
     def load_reverse(self, dtype: int) -> None:

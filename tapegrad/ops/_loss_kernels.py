@@ -189,9 +189,7 @@ def class_kernel(S, row, start, stop):
                     kept[2 * rows + 1] = i + 1
                     loss = math.nan
                 else:
-                    at = (
-                        i * classes + target if inner == 1 else (o * classes + target) * inner + i - o * inner
-                    )
+                    at = i * classes + target if inner == 1 else (o * classes + target) * inner + i - o * inner
                     w = _row_weight(weights, extra != 0, target)
                     kept[2 * i + 1] = w
                     weight += w

@@ -139,9 +139,7 @@ def multiply(S, la, a, lb, b, transposed, alpha, beta, c, items, start, stop):
 
 
 @internal
-def multiply_reverse(
-    S, la, a, lb, b, transposed, alpha, g, a_adjoint, a_store, b_adjoint, b_store, items, start, stop
-):
+def multiply_reverse(S, la, a, lb, b, transposed, alpha, g, a_adjoint, a_store, b_adjoint, b_store, items, start, stop):
     """Add the parts of a product's operands to their adjoints; the stores are as in engine/structs.py."""
     W = i64(stack_block())
     _describe(S, la, lb, transposed, items <= 1, W)

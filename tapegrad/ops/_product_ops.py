@@ -48,8 +48,7 @@ def need_tensor(name: str, argument: str, position: int, value: Any) -> None:
     """
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name}(): argument '{argument}' (position {position}) must be Tensor, not "
-            f"{type(value).__name__}"
+            f"{name}(): argument '{argument}' (position {position}) must be Tensor, not {type(value).__name__}"
         )
 
 
@@ -255,9 +254,7 @@ class AffineOp(ProductOp):
         self.backward(derivative)
         self.saves(lambda need: ["b"] * (need >> 1 & 1) + ["a"] * (need >> 2 & 1))
 
-    def __call__(
-        self, *args: Any, beta: Any = 1, alpha: Any = 1, out: Tensor | None = None, **named: Any
-    ) -> Any:
+    def __call__(self, *args: Any, beta: Any = 1, alpha: Any = 1, out: Tensor | None = None, **named: Any) -> Any:
         if named:
             args = self._bound(args, named)
         if len(args) != 3:
@@ -284,9 +281,7 @@ class AffineOp(ProductOp):
         items, work = split(p, q, self.transposed)
         if x.shape != tuple(shape):
             items, work = 1, 4
-        block = template(
-            items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta))
-        )
+        block = template(items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta)))
         result = self.start(shape, block, (x, p, q))
         if asked and p is a and q is b:
             entries()["keep_plan"](

@@ -281,9 +281,7 @@ def _split(x: Tensor, index: Tensor, dim: int) -> int:
     return max(math.prod(lead), 1) if lead == tuple(x.shape[:dim]) else 1
 
 
-def gather_along(
-    op: KernelOp, x: Tensor, dim: int, index: Tensor, shape: Sequence[int] | None = None
-) -> Tensor:
+def gather_along(op: KernelOp, x: Tensor, dim: int, index: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """Launch an op made by `gathering`; the index is contiguous int64 and within bounds, the result has its shape or another."""
     items = _split(x, index, dim)
     words = [dim, rt.layout(tuple(x.shape))]
@@ -350,9 +348,7 @@ def gathering(op: KernelOp) -> KernelOp:
     return op
 
 
-def scatter_along(
-    op: KernelOp, x: Tensor, dim: int, index: Tensor, source: Tensor, accumulate: bool
-) -> Tensor:
+def scatter_along(op: KernelOp, x: Tensor, dim: int, index: Tensor, source: Tensor, accumulate: bool) -> Tensor:
     """Launch an op made by `scattering`; `source` has at least the extents of the index, or one element."""
     items = _split(x, index, dim)
     single = source.numel() == 1 and source.ndim == 0

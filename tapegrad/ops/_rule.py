@@ -243,9 +243,7 @@ def constant(value: Any, dtype: dtypes.dtype) -> Tensor:
         try:
             number = float(value)
         except OverflowError:
-            raise RuntimeError(
-                f"value cannot be converted to type {dtype.name} without overflow: {value}"
-            ) from None
+            raise RuntimeError(f"value cannot be converted to type {dtype.name} without overflow: {value}") from None
         bits = struct_bits(number)
     else:
         bits = int(value)
@@ -416,9 +414,7 @@ class Pointwise(Op):
         if named:
             args = self._bind(args, named)
         if len(args) != self.arity:
-            raise TypeError(
-                f"{self.name}() takes {self.arity} argument{'s' * (self.arity > 1)} but got {len(args)}"
-            )
+            raise TypeError(f"{self.name}() takes {self.arity} argument{'s' * (self.arity > 1)} but got {len(args)}")
         result = self._call(args)
         if out is not None:
             return out.copy_(result)  # type: ignore[attr-defined]
@@ -543,9 +539,7 @@ def _in_place_method(op: Pointwise) -> Callable:
         if named:
             others = op._bind((self, *others), named)[1:]
         if len(others) != op.arity - 1:
-            raise TypeError(
-                f"{op.name}_() takes {op.arity - 1} positional arguments but {len(others)} were given"
-            )
+            raise TypeError(f"{op.name}_() takes {op.arity - 1} positional arguments but {len(others)} were given")
         return op.in_place(self, *others)
 
     method.__name__ = op.name + "_"

@@ -21,6 +21,7 @@ from tapegrad.tensor import Tensor, layout_facts
 
 _S = rt.S
 _new = object.__new__
+_TRACKED = structs.IS_VIEW << 8
 
 
 class Geometry(NamedTuple):
@@ -55,16 +56,15 @@ class ViewOp(Op):
 
     def __call__(self, x: Tensor, *args: Any, **named: Any) -> Tensor:
         if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{self.name}(): argument 'input' (position 1) must be Tensor, not {type(x).__name__}"
-            )
-        layout = rt.look(_S, x._id, LOOK_META) >> 16
+            raise TypeError(f"{self.name}(): argument 'input' (position 1) must be Tensor, not {type(x).__name__}")
+        meta = rt.look(_S, x._id, LOOK_META)
+        layout = meta >> 16
         step = functools.partial(self._shown, args, named)
         try:
             plan = self._plan(layout, args) if not named else plan_view(self.code, layout, step)
         except TypeError:  # arguments that cannot be remembered, or wrong ones
             plan = plan_view(self.code, layout, step)
-        return self.without_view(x, *args, **named) if plan is None else show(x, plan, step)
+        return self.without_view(x, *args, **named) if plan is None else show(x, meta, plan, step)
 
     def _plan_of(self, layout: int, args: tuple) -> ViewPlan | None:
         return plan_view(self.code, layout, functools.partial(self._shown, args, {}))
@@ -106,31 +106,28 @@ def plan_view(code: int, layout: int, step: Callable[[Geometry], Geometry | None
     where = shown if contiguous else step(contiguous_geometry(shape))
     assert where is not None
     target = rt.strided_layout(where.shape, where.strides)
-    return ViewPlan(
-        code, rt.strided_layout(shown.shape, shown.strides), shown.offset, target, where.offset, where
-    )
+    return ViewPlan(code, rt.strided_layout(shown.shape, shown.strides), shown.offset, target, where.offset, where)
 
 
-def show(x: Tensor, plan: ViewPlan, step: Callable[[Geometry], Geometry | None]) -> Tensor:
-    """Record a planned view of `x`; `step` is applied to its own place if it is a view itself."""
+def show(x: Tensor, meta: int, plan: ViewPlan, step: Callable[[Geometry], Geometry | None]) -> Tensor:
+    """Record a planned view of `x`, of which `meta` was looked up; `step` is applied to its place if it is a view itself."""
     code, layout, offset, target, target_offset, where = plan
     k = rt.record_view(_S, code, x._id, layout, offset, target, target_offset)
     if k < 0:
         if k != structs.STALE_VIEW:
             raise MemoryError("no memory for a view")
         x._refresh()
-        return show(x, plan, step)
+        return show(x, rt.look(_S, x._id, LOOK_META), plan, step)
     view = _new(Tensor)
     if k < structs.TRACKED_VIEW:
         view._id = k
         return view
     view._id = k - structs.TRACKED_VIEW
-    base = x._base_tensor()
-    if base is None:
-        view._root, view._where = x, where
-    else:
-        view._root = base
+    if meta & _TRACKED:
+        view._root = x._root
         view._where = None if x._where is None else step(x._where)
+    else:
+        view._root, view._where = x, where
     return view
 
 

@@ -81,9 +81,7 @@ def _(g, x, low, high):
     return 0 if x <= low or x >= high else g, None, None
 
 
-@pointwise(
-    domain=Real(), reference=lambda x: x * np.tanh(np.logaddexp(0, x)), cost=8, method=False, public=False
-)
+@pointwise(domain=Real(), reference=lambda x: x * np.tanh(np.logaddexp(0, x)), cost=8, method=False, public=False)
 def mish(x):
     r""":math:`x \tanh(\ln(1 + e^x))`."""
     return x * vecmath.tanh(x if x > 20 else vecmath.log1p(vecmath.exp(x)))

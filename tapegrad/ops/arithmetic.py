@@ -161,9 +161,7 @@ def _division(rounding_mode: str | None) -> Any:
         return floor_divide
     if rounding_mode == "trunc":
         return _trunc_divide
-    raise RuntimeError(
-        f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found '{rounding_mode}'"
-    )
+    raise RuntimeError(f"div expected rounding_mode to be one of None, 'trunc', or 'floor' but found '{rounding_mode}'")
 
 
 def _div_in_place(self: Tensor, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -225,9 +223,7 @@ def pow(input: Any, exponent: Any, *, out: Tensor | None = None) -> Tensor:
 def _pow_in_place(self: Tensor, exponent: Any) -> Tensor:
     """In-place version of `pow`."""
     op = pw.pow if result_type(self, exponent).is_floating_point else pw.integer_pow
-    return (
-        pw.square.in_place(self) if type(exponent) is int and exponent == 2 else op.in_place(self, exponent)
-    )
+    return pw.square.in_place(self) if type(exponent) is int and exponent == 2 else op.in_place(self, exponent)
 
 
 def float_power(input: Any, exponent: Any) -> Tensor:
@@ -285,9 +281,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None, *, out: Tenso
     tensor([1., 0.])
     """
     if not isinstance(condition, Tensor):
-        raise TypeError(
-            f"where(): argument 'condition' (position 1) must be Tensor, not {type(condition).__name__}"
-        )
+        raise TypeError(f"where(): argument 'condition' (position 1) must be Tensor, not {type(condition).__name__}")
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)  # type: ignore[attr-defined]
     if condition.dtype not in (dtypes.bool, dtypes.uint8):
@@ -312,9 +306,7 @@ def _lerp_in_place(self: Tensor, end: Any, weight: Any) -> Tensor:
     return pw.lerp_op.in_place(self, end, weight)
 
 
-def addcmul(
-    input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1, out: Tensor | None = None
-) -> Tensor:
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1, out: Tensor | None = None) -> Tensor:
     r""":math:`x + v\, t_1 t_2`."""
     return pw.multiply_add(input, tensor1 if value == 1 else tensor1 * value, tensor2, out=out)
 
@@ -324,9 +316,7 @@ def _addcmul_in_place(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: 
     return pw.multiply_add.in_place(self, tensor1 if value == 1 else tensor1 * value, tensor2)
 
 
-def addcdiv(
-    input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1, out: Tensor | None = None
-) -> Tensor:
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1, out: Tensor | None = None) -> Tensor:
     r""":math:`x + v\, t_1 / t_2`."""
     return pw.divide_add(input, tensor1 if value == 1 else tensor1 * value, tensor2, out=out)
 
@@ -372,9 +362,7 @@ def copy_(self: Tensor, source: Any, non_blocking: bool = False) -> Tensor:
 def fill_(self: Tensor, value: Any) -> Tensor:
     """Write one value everywhere."""
     if isinstance(value, Tensor) and value.ndim:
-        raise RuntimeError(
-            f"fill_ only supports 0-dimension value tensor but got tensor with {value.ndim} dimensions."
-        )
+        raise RuntimeError(f"fill_ only supports 0-dimension value tensor but got tensor with {value.ndim} dimensions.")
     if isinstance(value, Tensor):
         value = value.to(self.dtype)  # type: ignore[attr-defined]
     elif not self.dtype.is_floating_point and isinstance(value, float):
@@ -400,9 +388,7 @@ def _unexpanded(t: Tensor) -> Tensor:
 # comparing
 
 
-def isclose(
-    input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
-) -> Tensor:
+def isclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Tensor:
     r"""Whether :math:`|x - y| \le a + r |y|`, or both are equal infinities."""
     if input.dtype is not other.dtype:
         raise RuntimeError(f"{input.dtype.name} did not match {other.dtype.name}")
@@ -412,9 +398,7 @@ def isclose(
     return close | (pw.isnan(input) & pw.isnan(other)) if equal_nan else close
 
 
-def allclose(
-    input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
-) -> bool:
+def allclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> bool:
     """Whether all elements are close (see `isclose`)."""
     return bool(isclose(input, other, rtol, atol, equal_nan).all())  # type: ignore[attr-defined]
 
@@ -451,9 +435,7 @@ def mul(input: Any, other: Any, *, out: Tensor | None = None) -> Tensor:
     return _mul_bools(input, other, out=out)
 
 
-def nan_to_num(
-    input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
-) -> Tensor:
+def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Tensor:
     """NaN and infinities replaced by numbers (the largest finite ones unless given)."""
     if not input.dtype.is_floating_point:
         return input.clone()  # type: ignore[attr-defined]
@@ -660,8 +642,6 @@ def install_native_methods() -> None:
     }
     binary = {f"__{name}__": ops[name].code for name in plain}
     binary |= {f"__r{name}__": ops[name].code | REVERSED for name in ("add", "sub", "mul", "truediv")}
-    unary = {
-        op.name: op.code for op in OPS if isinstance(op, Pointwise) and op.arity == 1 and op.name in PUBLIC
-    }
+    unary = {op.name: op.code for op in OPS if isinstance(op, Pointwise) and op.arity == 1 and op.name in PUBLIC}
     unary = {name: code for name, code in unary.items() if PUBLIC[name] is OPS[code]}
     native.install(Tensor, binary, unary | {"__neg__": pw.neg.code, "__abs__": pw.abs.code})

@@ -173,9 +173,7 @@ def _chain_order(sizes: Sequence[int]) -> list[list[int]]:
     for length in range(1, n):
         for i in range(n - length):
             j = i + length
-            found = [
-                cost[i][q] + cost[q + 1][j] + sizes[i] * sizes[q + 1] * sizes[j + 1] for q in range(i, j)
-            ]
+            found = [cost[i][q] + cost[q + 1][j] + sizes[i] * sizes[q + 1] * sizes[j + 1] for q in range(i, j)]
             cost[i][j] = min(found)
             split[i][j] = i + found.index(cost[i][j])
     return split
@@ -290,8 +288,7 @@ def matrix_power(input: Any, n: int, *, out: Tensor | None = None) -> Tensor:
     rows, columns = input.shape[-2:]
     if rows != columns:
         raise RuntimeError(
-            f"linalg.matrix_power: A must be batches of square matrices, but they are {rows} by {columns} "
-            "matrices"
+            f"linalg.matrix_power: A must be batches of square matrices, but they are {rows} by {columns} matrices"
         )
     if n < 0:
         raise NotImplementedError(f"matrix_power: negative exponents need an inverse, but got n={n}")
@@ -352,8 +349,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Tensor:
             )
     if bias is not None and bias.shape[0] != weight.shape[0]:
         raise RuntimeError(
-            f"bilinear(): bias size does not match weight size: got {bias.shape[0]} but expected "
-            f"{weight.shape[0]}"
+            f"bilinear(): bias size does not match weight size: got {bias.shape[0]} but expected {weight.shape[0]}"
         )
     k, i, j = weight.shape
     rows = input1.shape[:-1].numel()
@@ -481,13 +477,10 @@ def cross(input: Any, other: Any, dim: int | None = None, *, out: Tensor | None 
     d = check_dim(dim, input.ndim)
     if input.shape[d] != 3 or other.shape[d] != 3:
         raise RuntimeError(
-            f"linalg.cross: inputs dimension {dim} must have length 3. Got {input.shape[d]} and "
-            f"{other.shape[d]}"
+            f"linalg.cross: inputs dimension {dim} must have length 3. Got {input.shape[d]} and {other.shape[d]}"
         )
     if input.dtype is not other.dtype:
-        raise RuntimeError(
-            f"expected scalar type {input.dtype.tensor_type} but found {other.dtype.tensor_type}"
-        )
+        raise RuntimeError(f"expected scalar type {input.dtype.tensor_type} but found {other.dtype.tensor_type}")
     shape = broadcast_shapes("cross", input.shape, other.shape)
     a = input if input.shape == shape else input.expand(shape)
     b = other if other.shape == shape else other.expand(shape)

@@ -76,9 +76,7 @@ def convert(t: Tensor, dtype: dtypes.dtype) -> Tensor:
     return _CONVERSIONS[dtype](t)
 
 
-def to(
-    self: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False, **ignored: Any
-) -> Tensor:
+def to(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False, **ignored: Any) -> Tensor:
     """The tensor with another dtype (or that of another tensor); itself if nothing changes.
 
     Args:

@@ -82,9 +82,7 @@ def _parse_lists(arguments: Sequence[Any]) -> tuple[list[Tensor], list[list[int 
     def labels(given: Sequence[Any]) -> list[int | None]:
         for value in given:
             if value is not Ellipsis and not 0 <= value < _ELLIPSIS:
-                raise ValueError(
-                    "einsum(): subscript in subscript list is not within the valid range [0, 52)"
-                )
+                raise ValueError("einsum(): subscript in subscript list is not within the valid range [0, 52)")
         return [None if value is Ellipsis else int(value) for value in given]
 
     pairs = len(arguments) // 2
@@ -129,13 +127,10 @@ def _expand(
             result += dots
             continue
         if label in result:
-            raise RuntimeError(
-                f"einsum(): output subscript {_name(label)} appears more than once in the output"
-            )
+            raise RuntimeError(f"einsum(): output subscript {_name(label)} appears more than once in the output")
         if not any(label in labels for labels in operands):
             raise RuntimeError(
-                f"einsum(): output subscript {_name(label)} does not appear in the equation for any input "
-                "operand"
+                f"einsum(): output subscript {_name(label)} does not appear in the equation for any input operand"
             )
         result.append(label)
     return operands, result
@@ -303,9 +298,7 @@ def einsum(*args: Any) -> Tensor:
         key = (tuple(map(tuple, parts)), None if output is None else tuple(output))
     for position, t in enumerate(operands):
         if not isinstance(t, Tensor):
-            raise TypeError(
-                f"expected Tensor as element {position} in argument 1, but got {type(t).__name__}"
-            )
+            raise TypeError(f"expected Tensor as element {position} in argument 1, but got {type(t).__name__}")
     key = (*key, *(t.shape for t in operands))
     plan = _plans.get(key)
     if plan is None:
@@ -317,9 +310,7 @@ def einsum(*args: Any) -> Tensor:
         _plans[key] = plan
     for t in operands[1:]:
         if t.dtype is not operands[0].dtype:
-            raise RuntimeError(
-                f"expected scalar type {operands[0].dtype.tensor_type} but found {t.dtype.tensor_type}"
-            )
+            raise RuntimeError(f"expected scalar type {operands[0].dtype.tensor_type} but found {t.dtype.tensor_type}")
     return _carry_out(plan, operands)
 
 

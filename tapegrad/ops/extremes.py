@@ -161,9 +161,7 @@ def _place(op: Any, input: Any, dim: Any, keepdim: Any) -> Tensor:
 
 @select_op(
     inputs=["x"],
-    choose=lambda dtype: (
-        _fold_sums.extremes(True)(dtype) | {"BETTER": _fold_places.better_than(True), "VALUES": False}
-    ),
+    choose=lambda dtype: _fold_sums.extremes(True)(dtype) | {"BETTER": _fold_places.better_than(True), "VALUES": False},
     reference=_numpy_places(np.argmax),
     samples=_PLACE_SAMPLES,
 )
@@ -298,11 +296,7 @@ def _either_form(name: str, whole: Any, along: Any, pair: Any) -> Callable:
             other, args = args[0], args[1:]
         unknown = set(named) - {"dim", "keepdim"}
         if unknown or len(args) > 2 or (other is not None and (args or named)):
-            what = (
-                f"got an unexpected keyword argument '{sorted(unknown)[0]}'"
-                if unknown
-                else "got too many arguments"
-            )
+            what = f"got an unexpected keyword argument '{sorted(unknown)[0]}'" if unknown else "got too many arguments"
             raise TypeError(f"{name}() {what}")
         if other is not None:
             if pair is None:

@@ -105,8 +105,9 @@ _step = functools.lru_cache(4096)(_indexed)
 
 def basic_view(x: Tensor, tokens: tuple, named: int = 0) -> Tensor:
     """The view of a basic index (see `_indexed`), under the name of opcode `named` if that is given."""
-    plan = _plan(rt.look(_S, x._id, LOOK_META) >> 16, tokens, named)
-    return show(x, plan, lambda geometry: _step(geometry, tokens))
+    meta = rt.look(_S, x._id, LOOK_META)
+    plan = _plan(meta >> 16, tokens, named)
+    return show(x, meta, plan, lambda geometry: _step(geometry, tokens))
 
 
 def _token(item: Any) -> Any:
@@ -414,9 +415,7 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
 def _setitem(self: Tensor, key: Any, value: Any) -> None:
     if not isinstance(value, Tensor):
         if not isinstance(value, bool | int | float | np.generic):
-            raise TypeError(
-                f"can't assign a {type(value).__name__} to a tapegrad.{self.dtype.tensor_type}Tensor"
-            )
+            raise TypeError(f"can't assign a {type(value).__name__} to a tapegrad.{self.dtype.tensor_type}Tensor")
         value = constant(value.item() if isinstance(value, np.generic) else value, self.dtype)
     if key is False:
         return
@@ -494,9 +493,7 @@ def check_writable(target: Tensor) -> None:
 def _put_arguments(input: Tensor, indices: Any, values: Any) -> tuple[Any, Tensor]:
     check_tensor("index_put", input)
     if not isinstance(indices, Sequence):
-        raise TypeError(
-            f"index_put(): argument 'indices' must be tuple of Tensors, not {type(indices).__name__}"
-        )
+        raise TypeError(f"index_put(): argument 'indices' must be tuple of Tensors, not {type(indices).__name__}")
     if not isinstance(values, Tensor):
         raise TypeError(f"index_put(): argument 'values' must be Tensor, not {type(values).__name__}")
     _, arrays = _parsed(input, tuple(slice(None) if k is None else _as_array(k) for k in indices))

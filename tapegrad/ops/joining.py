@@ -109,9 +109,7 @@ def _tensor_list(name: str, tensors: Any) -> list[Tensor]:
         )
     for position, t in enumerate(tensors):
         if not isinstance(t, Tensor):
-            raise TypeError(
-                f"expected Tensor as element {position} in argument 0, but got {type(t).__name__}"
-            )
+            raise TypeError(f"expected Tensor as element {position} in argument 0, but got {type(t).__name__}")
     return list(tensors)
 
 
@@ -122,9 +120,7 @@ def _promoted(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [cast(t, common) for t in tensors]
 
 
-def _join(
-    op: KernelOp, tensors: Sequence[Tensor], dim: int, shape: Sequence[int], extents: Sequence[int]
-) -> Tensor:
+def _join(op: KernelOp, tensors: Sequence[Tensor], dim: int, shape: Sequence[int], extents: Sequence[int]) -> Tensor:
     # the result is `outer` blocks, each one block of every tensor after another
     tensors = _promoted(tensors)
     outer = math.prod(shape[:dim])

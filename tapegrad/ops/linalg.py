@@ -128,9 +128,7 @@ def mm(op, input, mat2):
     return input.shape[0], mat2.shape[1]
 
 
-@product_op(
-    routine="addmv_impl_cpu", reference=np.matmul, samples=[(((2, 3), (3,)), {}), (((4, 1), (1,)), {})]
-)
+@product_op(routine="addmv_impl_cpu", reference=np.matmul, samples=[(((2, 3), (3,)), {}), (((4, 1), (1,)), {})])
 def mv(op, input, vec):
     r"""Product of a matrix and a vector, :math:`c_i = \sum_k A_{ik} b_k`.
 
@@ -149,8 +147,7 @@ def mv(op, input, vec):
     if input.dtype is not vec.dtype:
         found = vec.dtype.tensor_type
         raise RuntimeError(
-            f"addmv input tensors must have the same dtype, but got {found}, {input.dtype.tensor_type}, "
-            f"and {found}"
+            f"addmv input tensors must have the same dtype, but got {found}, {input.dtype.tensor_type}, and {found}"
         )
     return (m,)
 
@@ -160,8 +157,7 @@ def _dot_shape(a: Tensor, b: Tensor) -> tuple:
         raise RuntimeError(f"1D tensors expected, but got {a.ndim}D and {b.ndim}D tensors")
     if a.dtype is not b.dtype:
         raise RuntimeError(
-            "dot : expected both vectors to have same dtype, but found "
-            f"{a.dtype.tensor_type} and {b.dtype.tensor_type}"
+            f"dot : expected both vectors to have same dtype, but found {a.dtype.tensor_type} and {b.dtype.tensor_type}"
         )
     n, m = a.shape[0], b.shape[0]
     if n != m:
@@ -205,9 +201,7 @@ def vdot(op, input, other):
     return _dot_shape(input, other)
 
 
-@product_op(
-    routine="bmm", reference=np.matmul, samples=[(((5, 2, 3), (5, 3, 4)), {}), (((0, 2, 3), (0, 3, 1)), {})]
-)
+@product_op(routine="bmm", reference=np.matmul, samples=[(((5, 2, 3), (5, 3, 4)), {}), (((0, 2, 3), (0, 3, 1)), {})])
 def bmm(op, input, mat2):
     r"""Products of the matrices in two batches, :math:`C_{bij} = \sum_k A_{bik} B_{bkj}`.
 
@@ -235,8 +229,7 @@ def _matmul_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
         if k != p:
             rows = matrix.numel() // max(p if not matrix_a else k, 1)
             raise RuntimeError(
-                f"size mismatch, got input ({rows}), mat ({rows}x{p if not matrix_a else k}), vec "
-                f"({vector.shape[0]})"
+                f"size mismatch, got input ({rows}), mat ({rows}x{p if not matrix_a else k}), vec ({vector.shape[0]})"
             )
         same(a, b)
         return tuple(kept)
@@ -252,8 +245,7 @@ def _matmul_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
     if k != p:
         count = int(np.prod(batch))
         raise RuntimeError(
-            f"Expected size for first two dimensions of batch2 tensor to be: [{count}, {k}] but got: "
-            f"[{count}, {p}]."
+            f"Expected size for first two dimensions of batch2 tensor to be: [{count}, {k}] but got: [{count}, {p}]."
         )
     _same_scalar_type(a, b)
     return (*batch, m, n)
@@ -335,9 +327,7 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
 
 def _first_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.ndim == 0 or b.ndim == 0:
-        raise RuntimeError(
-            f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D"
-        )
+        raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D")
     ranks = min(a.ndim, 3), min(b.ndim, 3)
     op = {(1, 1): dot, (2, 1): mv, (1, 2): vecmat, (2, 2): mm}.get(ranks, batched_matmul)
     return op.first_run(_MATMUL, a, b)
@@ -409,8 +399,7 @@ def _same_as_input(input: Tensor, a: Tensor, b: Tensor) -> None:
     if not input.dtype is a.dtype is b.dtype:
         other = b if b.dtype is not input.dtype else a
         raise RuntimeError(
-            f"self and mat2 must have the same dtype, but got {input.dtype.tensor_type} and "
-            f"{other.dtype.tensor_type}"
+            f"self and mat2 must have the same dtype, but got {input.dtype.tensor_type} and {other.dtype.tensor_type}"
         )
 
 
@@ -592,8 +581,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product = matmul(input, weight)
         return product if bias is None else product + bias  # type: ignore[operator]
     if bias is None:
-        return (_linear_2d_unbiased if input.ndim == 2 else _linear_nd_unbiased).first_run(
-            _LINEAR, input, weight
-        )
+        return (_linear_2d_unbiased if input.ndim == 2 else _linear_nd_unbiased).first_run(_LINEAR, input, weight)
     op = _linear_2d if input.ndim == 2 else _linear_nd
     return op.first_sum(_LINEAR, bias, input, weight, 1, 1)  # type: ignore[attr-defined]

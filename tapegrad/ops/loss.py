@@ -321,9 +321,7 @@ def _check_classes(x: Tensor, target: Any, weight: Any) -> tuple[int, int, int]:
     rest = tuple(shape[2:])
     if len(shape) == 1:
         if target.ndim > 1 or target.numel() != 1:
-            raise ValueError(
-                f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}"
-            )
+            raise ValueError(f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}")
     elif not target.ndim or target.shape[0] != shape[0]:
         given = target.shape[0] if target.ndim else 1
         raise ValueError(f"Expected input batch_size ({shape[0]}) to match target batch_size ({given}).")
@@ -341,9 +339,7 @@ def _check_classes(x: Tensor, target: Any, weight: Any) -> tuple[int, int, int]:
                 f"weight tensor of shape: {list(weight.shape)}"
             )
         if weight.dtype is not x.dtype:
-            raise RuntimeError(
-                f"expected scalar type {x.dtype.tensor_type} but found {weight.dtype.tensor_type}"
-            )
+            raise RuntimeError(f"expected scalar type {x.dtype.tensor_type} but found {weight.dtype.tensor_type}")
     return (1 if len(shape) == 1 else shape[0]), classes, math.prod(rest)
 
 
@@ -450,8 +446,7 @@ def cross_entropy(
     if target.shape == input.shape:
         if not target.dtype.is_floating_point:
             raise RuntimeError(
-                "Expected floating point type for target with class probabilities, got "
-                f"{target.dtype.tensor_type}"
+                f"Expected floating point type for target with class probabilities, got {target.dtype.tensor_type}"
             )
         return _probability_entropy(input, target, weight, code, label_smoothing)
     if label_smoothing == 0.0:
@@ -477,9 +472,7 @@ def _probability_entropy(x: Tensor, target: Tensor, weight: Any, code: int, smoo
     return total if code == SUM else total / (x.numel() / x.shape[dim] if x.numel() else 0.0)
 
 
-def _smoothed_entropy(
-    x: Tensor, target: Tensor, weight: Any, ignored: int, code: int, smoothing: float
-) -> Tensor:
+def _smoothed_entropy(x: Tensor, target: Tensor, weight: Any, ignored: int, code: int, smoothing: float) -> Tensor:
     dim = 0 if x.ndim == 1 else 1
     logs = log_softmax(x, dim)
     hard = class_likelihood(logs, target, weight, ignored, "none" if code == NONE else "sum")

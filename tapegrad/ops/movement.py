@@ -197,9 +197,7 @@ def ravel(input: Tensor) -> Tensor:
 
 def _without(geometry: Geometry, dims: Sequence[int]) -> Geometry:
     kept = [d for d, n in enumerate(geometry.shape) if n != 1 or d not in dims]
-    return Geometry(
-        tuple(geometry.shape[d] for d in kept), tuple(geometry.strides[d] for d in kept), geometry.offset
-    )
+    return Geometry(tuple(geometry.shape[d] for d in kept), tuple(geometry.strides[d] for d in kept), geometry.offset)
 
 
 _ONES = [((1, 3, 1), ())]
@@ -426,9 +424,7 @@ def part_of(geometry: Geometry, d: int, start: int, length: int, step: int = 1) 
 def one_of(geometry: Geometry, d: int, index: int) -> Geometry:
     """The geometry of one place of dimension `d`."""
     shape, strides, offset = geometry
-    return Geometry(
-        (*shape[:d], *shape[d + 1 :]), (*strides[:d], *strides[d + 1 :]), offset + index * strides[d]
-    )
+    return Geometry((*shape[:d], *shape[d + 1 :]), (*strides[:d], *strides[d + 1 :]), offset + index * strides[d])
 
 
 @view_op(
@@ -466,9 +462,7 @@ def select(geometry, dim, index):
     d = check_dim(dim, len(geometry.shape))
     n, k = geometry.shape[d], index.__index__()
     if not -n <= k < n:
-        raise IndexError(
-            f"select(): index {k} out of range for tensor of size {list(geometry.shape)} at dimension {d}"
-        )
+        raise IndexError(f"select(): index {k} out of range for tensor of size {list(geometry.shape)} at dimension {d}")
     return one_of(geometry, d, k % n)
 
 
@@ -489,9 +483,7 @@ def diagonal(geometry, offset=0, dim1=0, dim2=1):
     if length:
         at += k * strides[b] if k > 0 else -k * strides[a]
     kept = [d for d in range(len(shape)) if d not in (a, b)]
-    return Geometry(
-        (*(shape[d] for d in kept), length), (*(strides[d] for d in kept), strides[a] + strides[b]), at
-    )
+    return Geometry((*(shape[d] for d in kept), length), (*(strides[d] for d in kept), strides[a] + strides[b]), at)
 
 
 @view_op(
@@ -559,9 +551,7 @@ def as_strided(input: Tensor, size: Any, stride: Any, storage_offset: int | None
 
 
 @view_op(
-    reference=lambda x, n, s, o: np.lib.stride_tricks.as_strided(
-        x.ravel()[o:], n, [k * x.itemsize for k in s]
-    ),
+    reference=lambda x, n, s, o: np.lib.stride_tricks.as_strided(x.ravel()[o:], n, [k * x.itemsize for k in s]),
     samples=[((6,), ((2, 2), (2, 1), 1))],
     grad_name="AsStridedBackward0",
     method=False,
@@ -572,16 +562,10 @@ def as_strided_view(geometry, shape, strides, offset):
     return Geometry(shape, strides, geometry.offset + offset)
 
 
-Tensor.T = property(
-    lambda self: permute(self, range(self.ndim - 1, -1, -1)), doc="With its dimensions reversed."
-)
-Tensor.mT = property(
-    lambda self: _matrix_transpose("mT", self), doc="With its last two dimensions exchanged."
-)
+Tensor.T = property(lambda self: permute(self, range(self.ndim - 1, -1, -1)), doc="With its dimensions reversed.")
+Tensor.mT = property(lambda self: _matrix_transpose("mT", self), doc="With its last two dimensions exchanged.")
 Tensor.H = property(_hermitian, doc="A matrix transposed.")
-Tensor.mH = property(
-    lambda self: _matrix_transpose("mH", self), doc="With its last two dimensions exchanged."
-)
+Tensor.mH = property(lambda self: _matrix_transpose("mH", self), doc="With its last two dimensions exchanged.")
 
 for _function, _names in (
     (flatten, ()),

@@ -97,8 +97,7 @@ def vector_norm(
     x = computed_in(input, dtype)
     if not x.dtype.is_floating_point:
         raise RuntimeError(
-            "linalg.vector_norm: Expected a floating point or complex tensor as input. "
-            f"Got {x.dtype.tensor_type}"
+            f"linalg.vector_norm: Expected a floating point or complex tensor as input. Got {x.dtype.tensor_type}"
         )
     p = float(ord)
     dims = normal_dims("linalg.vector_norm", dim, x.ndim)

@@ -117,9 +117,7 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
     if isinstance(indices_or_sections, Tensor):
         indices_or_sections = indices_or_sections.tolist()
     if isinstance(indices_or_sections, Sequence):
-        cuts = [
-            slice(None, c).indices(n)[1] for c in integers("tensor_split", (indices_or_sections,), "indices")
-        ]
+        cuts = [slice(None, c).indices(n)[1] for c in integers("tensor_split", (indices_or_sections,), "indices")]
     else:
         count = indices_or_sections
         if count <= 0:
@@ -183,9 +181,7 @@ def atleast_1d(*tensors: Any) -> Any:
 
 def atleast_2d(*tensors: Any) -> Any:
     """Tensors with at least two dimensions, new ones in front; one tensor, or a tuple of several."""
-    return _atleast(
-        tensors, lambda x: reshape(x, (1, 1)) if x.ndim == 0 else unsqueeze(x, 0) if x.ndim == 1 else x
-    )
+    return _atleast(tensors, lambda x: reshape(x, (1, 1)) if x.ndim == 0 else unsqueeze(x, 0) if x.ndim == 1 else x)
 
 
 def _three(x: Tensor) -> Tensor:
@@ -247,9 +243,7 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
         raise RuntimeError(f'meshgrid: indexing must be one of "xy" or "ij", but received: {indexing}')
     for x in given:
         if x.ndim > 1:
-            raise RuntimeError(
-                f"meshgrid: Expected 0D or 1D tensor in the tensor list but got: shape {list(x.shape)}"
-            )
+            raise RuntimeError(f"meshgrid: Expected 0D or 1D tensor in the tensor list but got: shape {list(x.shape)}")
         if x.dtype is not given[0].dtype:
             raise RuntimeError("meshgrid expects all tensors to have the same dtype")
     swap = indexing == "xy" and len(given) >= 2
@@ -275,9 +269,7 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
     return repeat(input, (1,) * (input.ndim - len(times)) + times)
 
 
-def repeat_interleave(
-    input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: Any = None
-) -> Tensor:
+def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: Any = None) -> Tensor:
     """Each element of a dimension several times in a row.
 
     Args:
@@ -355,9 +347,7 @@ def rot90(input: Tensor, k: int = 1, dims: Any = (0, 1)) -> Tensor:
         raise RuntimeError(f"expected total dims >= 2, but got total dims = {input.ndim}")
     a, b = (check_dim(d, input.ndim) for d in pair)
     if a == b:
-        raise RuntimeError(
-            f"expected rotation dims to be different, but got dim0 = {pair[0]} and dim1 = {pair[1]}"
-        )
+        raise RuntimeError(f"expected rotation dims to be different, but got dim0 = {pair[0]} and dim1 = {pair[1]}")
     quarters = k % 4
     if quarters == 0:
         return clone(input)

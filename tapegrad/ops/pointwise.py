@@ -182,9 +182,7 @@ def _(g, x, y):
     return g, -g * vecmath.trunc(x / y)
 
 
-@pointwise(
-    domain=Domain((-4.0, 4.0), (0.5, 4.0)), reference="numpy:fmod", dtypes=INTEGERS, method=False, public=False
-)
+@pointwise(domain=Domain((-4.0, 4.0), (0.5, 4.0)), reference="numpy:fmod", dtypes=INTEGERS, method=False, public=False)
 def integer_fmod(x, y):
     r"""`fmod` of integers."""
     return _integer_fmod(x, y)
@@ -311,9 +309,7 @@ def _(g, x):
     return 2 * g * x
 
 
-@pointwise(
-    domain=Real(0.1, 4.0), reference="numpy:sqrt", grad_name="PowBackward0", method=False, public=False
-)
+@pointwise(domain=Real(0.1, 4.0), reference="numpy:sqrt", grad_name="PowBackward0", method=False, public=False)
 def pow_half(x):
     r"""The power :math:`x^{1/2}`."""
     return vecmath.sqrt(x)
@@ -324,9 +320,7 @@ def _(g, out):
     return g / (2 * out)
 
 
-@pointwise(
-    domain=Real(0.3, 4.0), reference="numpy:reciprocal", grad_name="PowBackward0", method=False, public=False
-)
+@pointwise(domain=Real(0.3, 4.0), reference="numpy:reciprocal", grad_name="PowBackward0", method=False, public=False)
 def pow_minus_one(x):
     r"""The power :math:`x^{-1}`."""
     return 1 / x
@@ -713,7 +707,8 @@ def _(g, x):
     reference=lambda x: _reference("scipy.special:polygamma")(1, x),
     cost=40,
     method=False,
-    public=False, differentiable=False,
+    public=False,
+    differentiable=False,
 )
 def trigamma(x):
     r"""Derivative of `digamma`."""
@@ -909,7 +904,13 @@ def _(g, x, low, high):
 
 
 @pointwise(
-    domain=Real(), reference="numpy:maximum", dtypes=NUMBERS, cost=2, grad_name="ClampBackward0", public=False, method=False
+    domain=Real(),
+    reference="numpy:maximum",
+    dtypes=NUMBERS,
+    cost=2,
+    grad_name="ClampBackward0",
+    public=False,
+    method=False,
 )
 def clamp_low_number(x, low):
     """Values not below a number."""
@@ -922,7 +923,13 @@ def _(g, x, low):
 
 
 @pointwise(
-    domain=Real(), reference="numpy:minimum", dtypes=NUMBERS, cost=2, grad_name="ClampBackward0", public=False, method=False
+    domain=Real(),
+    reference="numpy:minimum",
+    dtypes=NUMBERS,
+    cost=2,
+    grad_name="ClampBackward0",
+    public=False,
+    method=False,
 )
 def clamp_high_number(x, high):
     """Values not above a number."""

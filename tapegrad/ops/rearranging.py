@@ -257,9 +257,7 @@ def repeat(op, x, *repeats):
     if any(n < 0 for n in times):
         raise RuntimeError(f"Trying to create tensor with negative dimension: repeats {list(times)}")
     if len(times) < x.ndim:
-        raise RuntimeError(
-            "Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor"
-        )
+        raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor")
     if not times:
         return x.clone()
     padded = x if len(times) == x.ndim else x.view((1,) * (len(times) - x.ndim) + tuple(x.shape))

@@ -194,8 +194,7 @@ def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any
     check_input("nanmean", input)
     if not input.dtype.is_floating_point:
         raise RuntimeError(
-            "nanmean(): expected input to have floating point or complex dtype but got "
-            + input.dtype.tensor_type
+            "nanmean(): expected input to have floating point or complex dtype but got " + input.dtype.tensor_type
         )
     count = sum(pw.logical_not(pw.isnan(input.detach())), dim, keepdim)
     return pw.true_divide(nansum(input, dim, keepdim, dtype=dtype), cast(count, input.dtype))
@@ -260,9 +259,7 @@ integer_prod.forward(_fold_sums.fold_kernel)
 # spread
 
 
-def _spread(
-    op: Any, input: Any, dim: Any, unbiased: Any, keepdim: Any, correction: Any, mean: bool = False
-) -> Any:
+def _spread(op: Any, input: Any, dim: Any, unbiased: Any, keepdim: Any, correction: Any, mean: bool = False) -> Any:
     check_input(op.name, input)
     if not input.dtype.is_floating_point:
         raise RuntimeError("std and var only support floating point and complex dtypes")
@@ -277,9 +274,7 @@ def _spread(
 
 
 def _numpy_spread(function: Callable) -> Callable:
-    def reference(
-        x: Any, dim: Any = None, unbiased: Any = True, keepdim: bool = False, correction: Any = None
-    ) -> Any:
+    def reference(x: Any, dim: Any = None, unbiased: Any = True, keepdim: bool = False, correction: Any = None) -> Any:
         ddof = builtins.int(unbiased) if correction is None else correction
         return function(x, axis=axis_of(dim), ddof=ddof, keepdims=keepdim)
 

@@ -305,9 +305,7 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     d = check_dim(dim, input.ndim)
     index = _vector_index("index_select", index)
     n = input.shape[d] if input.ndim else 1
-    _refuse_outside(
-        index, n, IndexError, f"index out of range in self: index {{index}}, dimension {d} with size {n}"
-    )
+    _refuse_outside(index, n, IndexError, f"index out of range in self: index {{index}}, dimension {d} with size {n}")
     if input.ndim == 0:
         return select_rows(input.reshape(1), 0, index).view(())
     return select_rows(input, d, index)

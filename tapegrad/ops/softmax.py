@@ -159,9 +159,7 @@ def _softmax(op: Any, input: Any, dim: Any, dtype: Any) -> Tensor:
     check_input(op.name, input)
     x = input if dtype is None else cast(input, dtypes.as_dtype(dtype))
     if not x.dtype.is_floating_point:
-        raise NotImplementedError(
-            f"\"{op.name}_lastdim_kernel_impl\" not implemented for '{x.dtype.tensor_type}'"
-        )
+        raise NotImplementedError(f"\"{op.name}_lastdim_kernel_impl\" not implemented for '{x.dtype.tensor_type}'")
     if dim is None:
         # what PyTorch does without a dim, with a warning
         dim = 0 if x.ndim in (0, 1, 3) else 1

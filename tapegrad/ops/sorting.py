@@ -96,9 +96,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     check_tensor("sort", input)
     d = check_dim(dim, input.ndim)
     x, scalar = _line(input)
-    return sort_result(
-        *_with_order(_in_order, x, d, _order(x._address_array(), d, descending), () if scalar else None)
-    )
+    return sort_result(*_with_order(_in_order, x, d, _order(x._address_array(), d, descending), () if scalar else None))
 
 
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
@@ -170,9 +168,7 @@ def unique(
     check_tensor("unique", input)
     d = None if dim is None else check_dim(dim, input.ndim)
     array = input._address_array()
-    values, inverse, counts = np.unique(
-        array, return_inverse=True, return_counts=True, axis=d, equal_nan=False
-    )
+    values, inverse, counts = np.unique(array, return_inverse=True, return_counts=True, axis=d, equal_nan=False)
     inverse = inverse.reshape(array.shape if d is None else -1)
     return _with_extras(values, inverse, counts, return_inverse, return_counts)
 
@@ -261,9 +257,7 @@ def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right:
     """Which interval between sorted boundaries each value is in."""
     check_tensor("bucketize", boundaries)
     if boundaries.ndim != 1:
-        raise RuntimeError(
-            f"bucketize(): boundaries tensor must be 1 dimension, but got dim({boundaries.ndim})"
-        )
+        raise RuntimeError(f"bucketize(): boundaries tensor must be 1 dimension, but got dim({boundaries.ndim})")
     return searchsorted(boundaries, input, out_int32=out_int32, right=right)
 
 

@@ -35,10 +35,7 @@ def unused_message(index):
     # PyTorch 2.13 names the index; the contract here is the wording without it.
     named = NAME == "torch"
     who = f"The differentiated Tensor at index {index}" if named else "One of the differentiated Tensors"
-    return (
-        f"{who} appears to not have been used in the graph. "
-        "Set allow_unused=True if this is the desired behavior."
-    )
+    return f"{who} appears to not have been used in the graph. Set allow_unused=True if this is the desired behavior."
 
 
 # ---- results ----

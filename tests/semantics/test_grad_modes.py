@@ -370,9 +370,7 @@ def test_requires_grad_true_on_a_non_leaf_is_allowed():
     assert (leaf([1.0]) * 2).requires_grad_(True).requires_grad
 
 
-@pytest.mark.parametrize(
-    "change", [lambda y: y.requires_grad_(False), lambda y: setattr(y, "requires_grad", False)]
-)
+@pytest.mark.parametrize("change", [lambda y: y.requires_grad_(False), lambda y: setattr(y, "requires_grad", False)])
 def test_requires_grad_false_on_a_non_leaf_is_refused(change):
     y = leaf([1.0]) * 2
     with raises(

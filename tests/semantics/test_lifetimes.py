@@ -346,11 +346,7 @@ def test_a_forked_child_computes_a_gradient():
         try:
             z = leaf([1.0, 2.0, 3.0])
             (z * z * x).sum().backward()
-            code = (
-                0
-                if vals(z.grad).tolist() == [2.0, 8.0, 18.0] and vals(x.grad).tolist() == [3.0, 8.0, 15.0]
-                else 2
-            )
+            code = 0 if vals(z.grad).tolist() == [2.0, 8.0, 18.0] and vals(x.grad).tolist() == [3.0, 8.0, 15.0] else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -187,9 +187,7 @@ def test_jacobian_product_three_calls():
     assert f"\nSecond call\n{inp.grad}" == "\nSecond call\n" + eye_print(8, 4)
     inp.grad.zero_()
     out.backward(tg.ones_like(out), retain_graph=True)
-    assert f"\nCall after zeroing gradients\n{inp.grad}" == (
-        "\nCall after zeroing gradients\n" + eye_print(4, 2)
-    )
+    assert f"\nCall after zeroing gradients\n{inp.grad}" == ("\nCall after zeroing gradients\n" + eye_print(4, 2))
 
 
 def test_jacobian_product_output_is_transposed():
@@ -272,12 +270,8 @@ def test_example_3_autograd():
     loss = binary_cross_entropy_loss(y_pred, y)
     assert repr(loss) == "tensor(6.7012, grad_fn=<NegBackward0>)"
     loss.backward()
-    assert f"By using autograd function (dw): {w.grad}" == (
-        "By using autograd function (dw): 6.6917619705200195"
-    )
-    assert f"By using autograd function (db): {b.grad}" == (
-        "By using autograd function (db): 0.9987704753875732"
-    )
+    assert f"By using autograd function (dw): {w.grad}" == ("By using autograd function (dw): 6.6917619705200195")
+    assert f"By using autograd function (db): {b.grad}" == ("By using autograd function (db): 0.9987704753875732")
 
 
 def test_example_4_vector_input():

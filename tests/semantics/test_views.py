@@ -214,9 +214,7 @@ def test_writing_to_an_expanded_tensor_is_refused():
         lambda: e.copy_(tg.arange(3.0)),
         lambda: e.__setitem__(slice(None), x + e),
     ):
-        with pytest.raises(
-            RuntimeError, match="more than one element of the written-to tensor refers to a single"
-        ):
+        with pytest.raises(RuntimeError, match="more than one element of the written-to tensor refers to a single"):
             write()
     same(x, [1.0])
     e[0] = 5
