@@ -196,7 +196,8 @@ class _Chosen:
         self.choose = choose or (lambda dtype: {})
         self.along: Any = self  # the op under its name for given dims
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
+    def call(self, *args: Any, **named: Any) -> Any:
+        """The call, worked out: NumPy's names for arguments, and `out`."""
         out = None
         if named:
             if "axis" in named:

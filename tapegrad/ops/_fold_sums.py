@@ -126,7 +126,7 @@ def root_of(t, run):
 def named(function: Any, *parts: Any) -> Any:
     """A function made by a factory, under a name that tells it from the factory's others.
 
-    Compiled code from several cache entries shares one space of symbols, so functions that differ need names that do.
+    Compiled code from several cache entries shares one space of symbols: functions that differ need names that do.
     """
     words = [getattr(getattr(p, "py_func", None), "__qualname__", None) or repr(p) for p in parts]
     function.__qualname__ = "_".join([function.__qualname__, *words])

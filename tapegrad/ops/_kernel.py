@@ -19,10 +19,10 @@ from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 
-# calls remembered by op and arguments, and the one being worked out: (its number, operand, thread)
+# numbers of the calls remembered, by op and arguments, and what a call being worked out has launched
 _asked: dict[tuple, int] = {}
 _FIRST_ASKED = 1 << 32
-_asking: tuple[int, Tensor, int] | None = None
+_launches = threading.local()
 
 
 class KernelOp(Op):
@@ -72,23 +72,37 @@ class KernelOp(Op):
             setattr(Tensor, self.name, as_method(self))
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        if not self.remembers or named or not args or type(args[0]) is not Tensor:
-            return self.function(self, *args, **named)
-        global _asking
+        if not self.remembers or not args or type(args[0]) is not Tensor:
+            return self.call(*args, **named)
         x = args[0]
         try:
-            key = (self.code, args[1:], *map(type, args[1:]))
-            asked = _asked.get(key) or _asked.setdefault(key, len(_asked) + _FIRST_ASKED)
+            key = (self.code, args[1:], *map(type, args[1:]), *named.items())
+            asked = _asked.get(key)
         except TypeError:  # arguments that cannot be remembered
-            return self.function(self, *args)
+            return self.call(*args, **named)
+        if asked is None:
+            if any(isinstance(a, Tensor) for a in (*args[1:], *named.values())):
+                return self.call(*args, **named)
+            asked = _asked[key] = len(_asked) + _FIRST_ASKED
         k = planned.entries()["record_planned"](_S, planned.TABLE, asked, x._id, 0, 0)
         if k > 0:
             return wrap(k)
-        _asking = (asked, x, threading.get_ident())
+        outer = getattr(_launches, "seen", None)
+        _launches.seen = seen = []
         try:
-            return self.function(self, *args)
+            result = self.call(*args, **named)
         finally:
-            _asking = None
+            _launches.seen = outer
+        if len(seen) == 1 and type(result) is Tensor:
+            tensors, layout, dtype, words, code, made = seen[0]
+            if made is result and len(tensors) == 1 and tensors[0] is x:
+                keep = planned.entries()["keep_plan"]
+                keep(_S, planned.TABLE, asked, x._id, 0, 0, code, layout, dtype, rt.attributes(*words))
+        return result
+
+    def call(self, *args: Any, **named: Any) -> Any:
+        """The call, worked out."""
+        return self.function(self, *args, **named)
 
     def forward(self, function: Callable) -> Callable:
         """Declare the kernel."""
@@ -155,16 +169,11 @@ class KernelOp(Op):
             block = rt.attributes(len(extra), *(t._id for t in extra), items, work, *words)
             k = rt.record_kernel(_S, self.code, ids[0], ids[1], ids[2], layout, dtype.code, block)
             if k > 0:
-                if (
-                    _asking is not None
-                    and len(tensors) == 1
-                    and tensors[0] is _asking[1]
-                    and _asking[2] == threading.get_ident()
-                ):
-                    template = rt.attributes(0, items, work, *words)
-                    keep = planned.entries()["keep_plan"]
-                    keep(_S, planned.TABLE, _asking[0], ids[0], 0, 0, self.code, layout, dtype.code, template)
-                return wrap(k)
+                made = wrap(k)
+                seen = getattr(_launches, "seen", None)
+                if seen is not None:
+                    seen.append((tensors, layout, dtype.code, (len(extra), items, work, *words), self.code, made))
+                return made
             rt.free_block(_S, block)
             self.refuse(k, tensors)
 
