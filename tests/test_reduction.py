@@ -253,3 +253,14 @@ def test_modules_declare_what_is_public():
     for module in (reduction, extremes, scan, norms):
         assert module.__doc__
     assert all(name in PUBLIC for name in [*FOLDS, *PICKS, *SCANS, "aminmax", "var_mean", "std_mean"])
+
+
+@pytest.mark.parametrize("name", ["prod", "var", "std", "amax", "max", "median"])
+def test_gradient_is_right_after_a_call_without_one(name):
+    a = np.random.default_rng(7).normal(size=(3, 4))
+    call(name, tg.tensor(a))
+    x, y = tg.tensor(a, requires_grad=True), tg.tensor(a.T.copy(), requires_grad=True)
+    call(name, x).backward()
+    call(name, y.t()).backward()
+    np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy().T, rtol=1e-12)
+    assert np.abs(x.grad.numpy()).max() > 0

@@ -224,7 +224,7 @@ def _load(name: str, source: str, environment: dict[str, Any], final: Path, make
     except (OSError, UnicodeDecodeError):
         expected = None
     file = final / "kernel.py"
-    if expected and expected == _checksums(final) and file.is_file() and file.read_text() == source:
+    if expected and expected == _checksums(final) and file.is_file() and file.read_bytes() == source.encode():
         try:
             made = _compile(name, source, environment, file, make, True)
             counts["loaded"] += 1
@@ -232,7 +232,10 @@ def _load(name: str, source: str, environment: dict[str, Any], final: Path, make
         except Exception:  # whatever unpickling a foreign file may raise
             expected = None
     _warn_once("held a damaged entry, which is rebuilt")
-    shutil.rmtree(final, ignore_errors=True)
+    if final.is_dir():
+        shutil.rmtree(final, ignore_errors=True)
+    else:
+        final.unlink(missing_ok=True)
     return None
 
 
@@ -363,4 +366,13 @@ def build_parallel_driver() -> int:
     def make(function: Any, cache: bool) -> Any:
         return numba.cfunc(signature, cache=cache)(function)
 
-    return build("drive", source, {"loop": numba.njit(parallel=True)(_drive)}, make).address
+    # OpenMP's workers would spin after each parallel loop, on the cores that OpenBLAS's workers then wait for: a training step of a
+    # small network took up to ten times as long. The policy is read once, when Numba loads OpenMP.
+    name = "OMP_WAIT_POLICY"
+    chosen = os.environ.get(name)
+    os.environ[name] = chosen or "passive"
+    try:
+        return build("drive", source, {"loop": numba.njit(parallel=True)(_drive)}, make).address
+    finally:
+        if chosen is None:
+            del os.environ[name]

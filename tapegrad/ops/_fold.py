@@ -195,6 +195,8 @@ class _Chosen:
         self.options = options | {"choose": choose}
         self.choose = choose or (lambda dtype: {})
         self.along: Any = self  # the op under its name for given dims
+        # whether a second input is made depends on who needs a gradient, so such a call is worked out each time
+        self.remembers = type(self).remembers and len(self.inputs) == 1
 
     def call(self, *args: Any, **named: Any) -> Any:
         """The call, worked out: NumPy's names for arguments, and `out`."""
