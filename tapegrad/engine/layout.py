@@ -7,8 +7,8 @@ and most operations never look at a shape at all.
 from tapegrad.engine.structs import (
     LAYOUT_SIZE,
     MAX_DIMS,
-    OPERANDS,
     OPERAND_OFFSET,
+    OPERANDS,
     OUTER_SHAPE_OFFSET,
     OUTER_STRIDES_OFFSET,
     STEP_OFFSET,

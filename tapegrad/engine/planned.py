@@ -5,14 +5,10 @@ Python works them out the first time and puts them into a table that compiled co
 that form is one entry.
 """
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
 
-from tapegrad.engine import kernels
 from tapegrad.engine.record import record_kernel
-from tapegrad.engine.structs import buffer_of, i64, internal
+from tapegrad.engine.structs import buffer_of, i64, internal_words
 from tapegrad.engine.tape import copy_attributes, free_block
 
 # words of a plan: who asked, what the operands look like, and how to launch
@@ -24,7 +20,7 @@ _table = np.zeros((_PLANS, 8), np.int64)
 TABLE: int = _table.__array_interface__["data"][0]
 
 
-@internal
+@internal_words
 def _slot(asked, first, second, third):
     h = (asked * 0x9E3779B1 + first) * 0x85EBCA77
     h = (h ^ (h >> 29)) * 0xC2B2AE3D + second
@@ -32,7 +28,7 @@ def _slot(asked, first, second, third):
     return (h ^ (h >> 28)) & (_PLANS - 1)
 
 
-@internal
+@internal_words
 def look_of(S, k):
     """Layout and dtype of a buffer in one word, 0 for no buffer."""
     if k == 0:
@@ -41,7 +37,7 @@ def look_of(S, k):
     return np.int64(b.layout) << 8 | np.int64(b.dtype)
 
 
-@internal
+@internal_words
 def record_planned(S, table, asked, a, b, c):
     """Record and run what `asked` does with these buffers: `record_kernel`'s answer, 0 without a plan."""
     first, second, third = look_of(S, a), look_of(S, b), look_of(S, c)
@@ -57,16 +53,10 @@ def record_planned(S, table, asked, a, b, c):
     return k
 
 
-@internal
+@internal_words
 def keep_plan(S, table, asked, a, b, c, opcode, layout, dtype, attributes):
     """Remember how to launch what `asked` does with buffers that look like these."""
     first, second, third = look_of(S, a), look_of(S, b), look_of(S, c)
     plan = i64(table + _slot(asked, first, second, third) * 64)
     plan[_ASKED], plan[_FIRST], plan[_SECOND], plan[_THIRD] = asked, first, second, third
     plan[_OPCODE], plan[_LAYOUT], plan[_DTYPE], plan[_ATTRIBUTES] = opcode, layout, dtype, attributes
-
-
-@functools.cache
-def entries() -> dict[str, Callable[..., int]]:
-    """`record_planned` and `keep_plan` as Python functions."""
-    return kernels.build_group("planned", (record_planned, keep_plan))

@@ -14,9 +14,9 @@ from typing import Any
 import numba
 import numpy as np
 
-from tapegrad.engine import adjoints, kernels, layout, memory, record, replay, structs, tape
+from tapegrad.engine import adjoints, kernels, layout, memory, planned, record, replay, structs, tape
 
-# Entry points are compiled and loaded in three groups: a group costs little more than one function does, about 10 ms from the cache.
+# Entry points are compiled and loaded in groups, the usual ones first: a group costs little more than one function does, about 10 ms from the cache.
 # Within a group a number selects the function; each takes the state's address and then integers (`record_scalar` ends with a float).
 _GROUPS: dict[str, tuple[Any, ...]] = {
     "control": (
@@ -25,37 +25,38 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         tape.look,
         tape.retain,
         tape.set_flag,
-        tape.set_mark,
         tape.set_grad,
-        tape.cut,
         tape.new_attributes,
         tape.copy_attributes,
         tape.free_block,
         memory.drop_orphans,
-        memory.trim_cache,
         layout.contiguous_of,
         layout.intern_from,
         record.new_constant,
         record.new_leaf,
-        record.adopt_leaf,
         record.share_leaf,
-        record.take_memory,
-        record.mark_written,
         record.set_mode,
         record.mode_of_thread,
+    ),
+    "sharing": (
+        tape.set_mark,
+        tape.cut,
+        memory.trim_cache,
+        record.adopt_leaf,
+        record.take_memory,
+        record.mark_written,
     ),
     "recording": (
         record.record,
         record.record_scalar,
-        record.record_view,
         record.record_kernel,
-        record.record_on,
+        planned.record_planned,
+        planned.keep_plan,
     ),
-    "reverse": (
+    "viewing": (record.record_view, record.record_on),
+    "reverse": (replay.sweep_from, replay.sweep, replay.settle),
+    "selecting": (
         replay.seed,
-        replay.sweep,
-        replay.sweep_from,
-        replay.settle,
         replay.mark_paths,
         replay.clear_marks,
         replay.finish_row,

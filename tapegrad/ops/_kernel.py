@@ -84,7 +84,7 @@ class KernelOp(Op):
             if any(isinstance(a, Tensor) for a in (*args[1:], *named.values())):
                 return self.call(*args, **named)
             asked = _asked[key] = len(_asked) + _FIRST_ASKED
-        k = planned.entries()["record_planned"](_S, planned.TABLE, asked, x._id, 0, 0)
+        k = rt.record_planned(_S, planned.TABLE, asked, x._id, 0, 0)
         if k > 0:
             return wrap(k)
         outer = getattr(_launches, "seen", None)
@@ -96,8 +96,7 @@ class KernelOp(Op):
         if len(seen) == 1 and type(result) is Tensor:
             tensors, layout, dtype, words, code, made = seen[0]
             if made is result and len(tensors) == 1 and tensors[0] is x:
-                keep = planned.entries()["keep_plan"]
-                keep(_S, planned.TABLE, asked, x._id, 0, 0, code, layout, dtype, rt.attributes(*words))
+                rt.keep_plan(_S, planned.TABLE, asked, x._id, 0, 0, code, layout, dtype, rt.attributes(*words))
         return result
 
     def call(self, *args: Any, **named: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from tapegrad import dtypes
 from tapegrad.engine.blas import bind_product, leading
 from tapegrad.engine.kernels import build_typed
-from tapegrad.engine.planned import TABLE, entries
+from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _matmul
@@ -68,16 +68,6 @@ def template(*words: int) -> int:
     if block is None:
         block = _templates[words] = rt.attributes(0, *words)
     return block
-
-
-def _load_planned(*words: int) -> int:
-    global planned
-    planned = entries()["record_planned"]
-    return planned(*words)
-
-
-# launches operands of a known look in one call (see engine/planned.py); loaded when first used
-planned: Callable[..., int] = _load_planned
 
 
 def is_readable(t: Tensor) -> bool:
@@ -159,7 +149,7 @@ class ProductOp(KernelOp):
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
         """Record and run the product."""
         try:
-            k = planned(_S, TABLE, self.code, a._id, b._id, 0)
+            k = rt.record_planned(_S, TABLE, self.code, a._id, b._id, 0)
         except AttributeError:
             self.refuse_types(a, b)
             raise
@@ -192,9 +182,7 @@ class ProductOp(KernelOp):
         block = template(items, work, int(self.transposed))
         result = self.start(shape, block, (x, y))
         if x is a and y is b:
-            entries()["keep_plan"](
-                _S, TABLE, asked, a._id, b._id, 0, self.code, rt.layout(tuple(shape)), a.dtype.code, block
-            )
+            rt.keep_plan(_S, TABLE, asked, a._id, b._id, 0, self.code, rt.layout(tuple(shape)), a.dtype.code, block)
         return result
 
     def readable(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +254,7 @@ class AffineOp(ProductOp):
         """Record and run ``beta x + alpha a b``."""
         try:
             plain = beta == 1 and alpha == 1
-            k = planned(_S, TABLE, self.code, x._id, a._id, b._id) if plain else 0
+            k = rt.record_planned(_S, TABLE, self.code, x._id, a._id, b._id) if plain else 0
         except AttributeError:
             self.refuse_types(x, a, b)
             raise
@@ -284,9 +272,7 @@ class AffineOp(ProductOp):
         block = template(items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta)))
         result = self.start(shape, block, (x, p, q))
         if asked and p is a and q is b:
-            entries()["keep_plan"](
-                _S, TABLE, asked, x._id, a._id, b._id, self.code, rt.layout(tuple(shape)), x.dtype.code, block
-            )
+            rt.keep_plan(_S, TABLE, asked, x._id, a._id, b._id, self.code, rt.layout(tuple(shape)), x.dtype.code, block)
         return result
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
-from tapegrad.ops import _product_ops as launcher
 from tapegrad.ops._product_ops import AffineOp, ProductOp, c_name, need_tensor
 from tapegrad.ops._rule import PUBLIC, broadcast_shapes
 from tapegrad.ops._view import as_method
@@ -316,7 +315,7 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
     tensor([6., 6.])
     """
     try:
-        k = launcher.planned(_S, TABLE, _MATMUL, input._id, other._id, 0)
+        k = rt.record_planned(_S, TABLE, _MATMUL, input._id, other._id, 0)
     except AttributeError:
         need_tensor("matmul", "input", 1, input)
         need_tensor("matmul", "other", 2, other)
@@ -339,7 +338,7 @@ composite(samples=_RANK_SAMPLES, reference=np.matmul)(matmul)
 def _matmul_operator(self: Tensor, other: Any) -> Any:
     if not isinstance(other, Tensor):
         return NotImplemented
-    k = launcher.planned(_S, TABLE, _MATMUL, self._id, other._id, 0)
+    k = rt.record_planned(_S, TABLE, _MATMUL, self._id, other._id, 0)
     return wrap(k) if k > 0 else _first_matmul(self, other)
 
 
@@ -561,9 +560,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     try:
         if bias is None:
-            k = launcher.planned(_S, TABLE, _LINEAR, input._id, weight._id, 0)
+            k = rt.record_planned(_S, TABLE, _LINEAR, input._id, weight._id, 0)
         else:
-            k = launcher.planned(_S, TABLE, _LINEAR, bias._id, input._id, weight._id)
+            k = rt.record_planned(_S, TABLE, _LINEAR, bias._id, input._id, weight._id)
         if k > 0:
             return wrap(k)
     except AttributeError:
