@@ -70,18 +70,26 @@ def _span(
     variants,
     call: str,
     reverse: bool,
+    in_place: bool = False,
 ) -> str:
     """A function that runs `call` along one stretch of every operand."""
     out, out_dtype = target
     names = [n for n, _ in operands]
     parameters = [out, *names, "count", *(["write"] if reverse else [f"s_{out}"]), *(f"s_{n}" for n in names)]
-    lines = [f"{n} = {DTYPES[d][2]}({n})" for n, d in [target, *operands]]
+    # LLVM vectorises a loop whose result may overlap an operand only behind a check, which the very same elements fail
+    lines = [f"same = {out} == {names[0]}"] if in_place else []
+    lines += [f"{n} = {DTYPES[d][2]}({n})" for n, d in [target, *operands]]
     hows = ("=", "+=") if reverse else ("=",)
     for variant in variants:
         guard = [f"s_{n} == {s}" for n, s in zip(names, variant, strict=True)]
         if not reverse:
             guard.insert(0, f"s_{out} == 1")
         lines.append(f"if {' and '.join(guard) or 'True'}:")
+        if in_place and variant[0] == 1:
+            lines.append("    if same:")
+            updated = [(out, out_dtype), *operands[1:]]
+            lines += ["        " + line for line in _loop(f"{out}[i]", updated, variant, call, "=")]
+            lines.append("        return")
         for how in hows:
             indent = "    "
             if reverse:
@@ -101,11 +109,16 @@ def _span(
     return f"@internal\ndef {name}({', '.join(parameters)}):\n{body}\n"
 
 
-def forward_source(name: str, scalar: str, inputs: Sequence[tuple[str, int]], out_dtype: int) -> str:
-    """Source of a forward kernel: ``out[i] = scalar(x[i], …)`` for operands (name, dtype code)."""
+def forward_source(
+    name: str, scalar: str, inputs: Sequence[tuple[str, int]], out_dtype: int, in_place: bool = False
+) -> str:
+    """Source of a forward kernel: ``out[i] = scalar(x[i], …)`` for operands (name, dtype code).
+
+    With `in_place` there are loops of their own for a result written over the first operand.
+    """
     slots = ("in0", "in1", "in2")
     names = [n for n, _ in inputs]
-    span = _span(f"{name}_span", ("out", out_dtype), inputs, _variants(len(inputs)), scalar, False)
+    span = _span(f"{name}_span", ("out", out_dtype), inputs, _variants(len(inputs)), scalar, False, in_place)
     sizes = {n: DTYPES[d][1] for n, d in inputs} | {"out": DTYPES[out_dtype][1]}
     addresses = "\n".join(
         f"    {n} = buffer_at(s.buffers + r.{slot} * BUFFER_SIZE).data" for n, slot in zip(names, slots, strict=False)

@@ -81,8 +81,8 @@ from tapegrad.engine.tape import (
     view_attributes,
 )
 
-# work worth sharing among threads, in quarter nanoseconds: starting them costs about 5 microseconds
-PARALLEL_WORK = 120_000
+# work worth sharing among threads, in quarter nanoseconds: waking them costs about 50 microseconds
+PARALLEL_WORK = 600_000
 
 
 @internal_words

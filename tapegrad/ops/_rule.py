@@ -367,7 +367,9 @@ class Pointwise(Op):
         out = dtype if self.out is None else self.out.code
         label = f"{self.name}_forward_{dtypes.ALL[dtype].name}"
         text = _source.forward_text(f"{label}_scalar", self.function)
-        text += forward_source(label, f"{label}_scalar", self.input_dtypes(dtype), out)
+        inputs = self.input_dtypes(dtype)
+        cheap = int(rt.ops[self.code]["cost"]) <= 2 and self.arity > 1 and inputs[0][1] == out
+        text += forward_source(label, f"{label}_scalar", inputs, out, cheap)
         kernel = build_kernel(label, text, environment(**scalar_environment(self.function, dtype)))
         rt.forward[self.code, dtype] = kernel
 
@@ -498,6 +500,12 @@ class Pointwise(Op):
         k = 0
         if not others or (len(others) == 1 and type(others[0]) is Tensor):
             k = rt.record(_S, self.code | structs.IN_PLACE, target._id, others[0]._id if others else 0, 0)
+        elif type(others[0]) is Tensor and type(others[-1]) is float and self.arity == len(others) + 1 == 3:
+            # a tensor and a factor, as optimisers write
+            dtype = target.dtype
+            if dtype.is_floating_point and dtype is not dtypes.float16:
+                last = constant(others[-1], dtype)
+                k = rt.record(_S, self.code | structs.IN_PLACE, target._id, others[0]._id, last._id)
         if k <= 0:
             from tapegrad.ops._write import write
 
