@@ -1,6 +1,9 @@
 """tapegrad: automatic differentiation on a flat tape, executed by Numba-compiled code, behind a Tensor like PyTorch's."""
 
+import builtins as _builtins
 from importlib import metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from tapegrad import autograd, nn, ops, optim
 from tapegrad.creation import (
@@ -84,9 +87,12 @@ strided = "tapegrad.strided"
 __version__ = _metadata.version("tapegrad")
 
 
-def is_tensor(obj: object) -> "_bool":
+def is_tensor(obj: object) -> "_builtins.bool":
     """Whether an object is a tensor."""
     return isinstance(obj, Tensor)
 
 
-_bool = type(True)
+if _TYPE_CHECKING:
+
+    def __getattr__(name: str) -> _Any:
+        """Operations are added from the registry."""

@@ -75,7 +75,7 @@ def _to_array(data: Any, dtype: dtypes.dtype | None) -> np.ndarray:
         array = data.detach().numpy()
     elif isinstance(data, np.ndarray | np.generic):
         array = np.asarray(data)
-    elif isinstance(data, bool | int | float) or isinstance(data, Sequence) and not isinstance(data, str | bytes):
+    elif isinstance(data, bool | int | float) or (isinstance(data, Sequence) and not isinstance(data, str | bytes)):
         array = _list_array(data)
         if array.dtype == np.float64 and dtype is None:
             array = array.astype(dtypes.get_default_dtype().numpy)
@@ -125,7 +125,7 @@ def _converted(array: np.ndarray, dtype: dtypes.dtype) -> np.ndarray:
     if dtype.category == 1 and array.dtype.kind in "iu" and array.size:
         info = np.iinfo(dtype.numpy)
         low, high = int(array.min()), int(array.max())
-        if high > info.max or low < info.min and (info.min < 0 or low < -int(info.max) - 1):
+        if high > info.max or (low < info.min and (info.min < 0 or low < -int(info.max) - 1)):
             wrong = high if high > info.max else low
             raise RuntimeError(f"value cannot be converted to type {dtype.name} without overflow: {wrong}")
     with np.errstate(all="ignore"):
@@ -296,7 +296,7 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, r
     if dtype is None:
         kinds = {bool: dtypes.bool, int: dtypes.int64}
         dtype = kinds.get(type(value), dtypes.get_default_dtype())
-    shape = shape_argument("full", (size,) if isinstance(size, Sequence) else (size,))
+    shape = shape_argument("full", (size,))
     return _filled(shape, value, dtype, requires_grad)
 
 
@@ -335,7 +335,7 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, 
     _check_device(device)
     shape = shape_argument("eye", (n, n if m is None else m))
     t = blank(shape, dtype)
-    t._address_array()[...] = np.eye(*shape)
+    t._address_array()[...] = np.eye(*shape)  # type: ignore[call-overload]
     return _finish(t, requires_grad)
 
 

@@ -42,7 +42,7 @@ class Generator:
 
     def get_state(self) -> dict:
         """The state, for `set_state`."""
-        return self._numpy.bit_generator.state
+        return self._numpy.bit_generator.state  # type: ignore[return-value]
 
     def set_state(self, state: dict) -> None:
         """Continue from a state that `get_state` gave."""

@@ -9,7 +9,7 @@ import ctypes
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class device(str):
 
     __slots__ = ()
     type = "cpu"
-    index = None
+    index = None  # type: ignore[assignment]
 
     def __new__(cls, name: Any = "cpu") -> device:
         if str(name).split(":")[0] != "cpu":
@@ -113,6 +113,11 @@ class Tensor:
     >>> x.grad
     tensor([2., 4.])
     """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Operations are attached by tapegrad.ops."""
 
     __slots__ = ("__weakref__", "_grad", "_id", "_root", "_where")
 
@@ -293,8 +298,8 @@ class Tensor:
                 warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
         try:
-            if self._grad._id == k:
-                return self._grad
+            if self._grad._id == k:  # type: ignore[has-type]
+                return self._grad  # type: ignore[has-type]
         except AttributeError:
             pass
         rt.retain(_S, k)
@@ -306,7 +311,7 @@ class Tensor:
         if value is None:
             if rt.look(_S, self._id, LOOK_GRAD):
                 rt.set_grad(_S, self._id, 0)
-            self._grad = None
+            self._grad = None  # type: ignore[assignment]
             return
         if not isinstance(value, Tensor):
             raise TypeError(f"assigned grad expected to be a Tensor or None but got {type(value).__name__}")

@@ -296,7 +296,7 @@ def _add_out_of_place(k: int) -> None:
         raise MemoryError("no memory for a gradient")
     before = rt.set_mode(_S, structs.NO_GRAD_MODE)
     try:
-        total = wrap(old) + wrap(part)
+        total = wrap(old) + wrap(part)  # type: ignore[operator]
     finally:
         rt.set_mode(_S, before)
     rt.retain(_S, total._id)

@@ -12,6 +12,7 @@ import dis
 import functools
 import hashlib
 import importlib.util
+import itertools
 import os
 import platform
 import shutil
@@ -392,7 +393,7 @@ def build_group(group: str, implementations: tuple[Any, ...]) -> dict[str, Calla
 def _returns(function: Any) -> bool:
     # whether a function returns a value anywhere
     instructions = list(dis.get_instructions(function))
-    for before, after in zip(instructions, instructions[1:], strict=False):
+    for before, after in itertools.pairwise(instructions):
         if after.opname == "RETURN_VALUE" and not (before.opname == "LOAD_CONST" and before.argval is None):
             return True
     return False

@@ -25,9 +25,23 @@ DTYPES = (
     ("bool", 1, "u8"),
 )
 
-_NAMES = (
-    "internal state_at row_at buffer_at f32 f64 i8 i16 i32 i64 u8 BUFFER_SIZE STEP_OFFSET STORE_OFFSET ADJOINT_OFFSET"
-).split()
+_NAMES = [
+    "internal",
+    "state_at",
+    "row_at",
+    "buffer_at",
+    "f32",
+    "f64",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "u8",
+    "BUFFER_SIZE",
+    "STEP_OFFSET",
+    "STORE_OFFSET",
+    "ADJOINT_OFFSET",
+]
 
 
 def environment(**more: Any) -> dict[str, Any]:

@@ -288,9 +288,10 @@ def _reverse_pointwise(S, address, need, kernel):
     target = contiguous_of(S, out.layout)
     elements = layout_of(S, target).elements
     for k in range(3):
-        if need >> k & 1 and not same_shape(S, buffer_of(S, inputs[k]).layout, out.layout):
-            if not _can_move(S, out.dtype) or not _can_move(S, buffer_of(S, inputs[k]).dtype):
-                return SWEEP_MOVE
+        if need >> k & 1 == 0 or same_shape(S, buffer_of(S, inputs[k]).layout, out.layout):
+            continue
+        if not _can_move(S, out.dtype) or not _can_move(S, buffer_of(S, inputs[k]).dtype):
+            return SWEEP_MOVE
     keeps = out.flags & (RETAIN_GRAD | CAPTURE)
     temporary = 0
     heir = -1

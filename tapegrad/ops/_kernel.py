@@ -111,7 +111,7 @@ class KernelOp(Op):
     def backward(self, function: Callable) -> Callable:
         """Declare the derivative over tensors."""
         self.derivative = function
-        self._uses = [p for p in inspect.signature(function).parameters]
+        self._uses = list(inspect.signature(function).parameters)
         row = rt.ops[self.code]
         row["differentiable"] = 15
         mask = sum(1 << k for k, n in enumerate(self.inputs) if n in self._uses) | (8 if "out" in self._uses else 0)

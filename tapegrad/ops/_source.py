@@ -39,7 +39,8 @@ def _names(node: ast.AST) -> set[str]:
 def partial_expressions(function: Callable) -> list[ast.expr]:
     """The expressions a backward returns, one an input."""
     last = function_tree(function).body[-1]
-    assert isinstance(last, ast.Return) and last.value is not None
+    assert isinstance(last, ast.Return)
+    assert last.value is not None
     return list(last.value.elts) if isinstance(last.value, ast.Tuple) else [last.value]
 
 
@@ -49,7 +50,8 @@ def _slice(function: Callable, index: int) -> tuple[list[ast.stmt], ast.expr]:
     names = _names(wanted)
     kept: list[ast.stmt] = []
     for statement in reversed(function_tree(function).body[:-1]):
-        assert isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        assert isinstance(statement, ast.Assign)
+        assert isinstance(statement.targets[0], ast.Name)
         if statement.targets[0].id in names:
             kept.insert(0, statement)
             names |= _names(statement.value)

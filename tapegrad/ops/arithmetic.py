@@ -130,7 +130,7 @@ def sub(input: Any, other: Any, *, alpha: Any = 1, out: Tensor | None = None) ->
 
 
 def _refuse_bools(sign: str, *operands: Any) -> None:
-    if all(isinstance(o, bool) or isinstance(o, Tensor) and o.dtype is dtypes.bool for o in operands):
+    if all(isinstance(o, bool) or (isinstance(o, Tensor) and o.dtype is dtypes.bool) for o in operands):
         raise RuntimeError(
             f"Subtraction, the `{sign}` operator, with two bool tensors is not supported. "
             "Use the `^` or `logical_xor()` operator instead."

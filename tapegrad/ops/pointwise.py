@@ -36,6 +36,12 @@ def _trunc_divide(x, y):
 
 
 @structs.internal
+def _fmod(x, y):
+    r = (x if x > 0 else -x) % (y if y > 0 else -y)
+    return -r if x < 0 else r
+
+
+@structs.internal
 def _integer_fmod(x, y):
     return x - y * _trunc_divide(x, y)
 
@@ -174,7 +180,7 @@ def _(g, x, y):
 @pointwise(domain=Domain((-4.0, 4.0), (0.5, 4.0)), reference="numpy:fmod", dtypes=FLOATS)
 def fmod(x, y):
     r"""Remainder of the truncated quotient, with the sign of :math:`x`."""
-    return math.fmod(x, y)
+    return _fmod(x, y)
 
 
 @fmod.backward

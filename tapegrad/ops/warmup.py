@@ -29,8 +29,8 @@ def warmup_jobs(names: Sequence[str]) -> list[tuple[str, Callable[[], None]]]:
         dtype: dtypes.dtype = getattr(dtypes, name)
         jobs.append((f"adjoints {name}", partial(rt.load_moves, dtype.code)))
         for op in OPS:
-            forward = (
-                isinstance(op, Pointwise) and dtype in op.dtypes or isinstance(op, KernelOp) and op.kernel is not None
+            forward = (isinstance(op, Pointwise) and dtype in op.dtypes) or (
+                isinstance(op, KernelOp) and op.kernel is not None
             )
             if not forward:
                 continue
