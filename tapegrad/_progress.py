@@ -27,8 +27,8 @@ class Progress(Generic[T]):
         note: a few words to show beside the progress, set by the loop's body.
 
     Example:
-        >>> work = Progress(range(20), "training", "epoch")
-        >>> for epoch in work:
+        >>> work = Progress(range(20), "training", "epoch")  # doctest: +SKIP
+        >>> for epoch in work:  # doctest: +SKIP
         ...     work.note = f"loss {train(epoch):.3f}"
     """
 

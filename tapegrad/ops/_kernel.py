@@ -25,6 +25,17 @@ _FIRST_ASKED = 1 << 32
 _launches = threading.local()
 
 
+_templates: dict[tuple[int, ...], int] = {}
+
+
+def template(*words: int) -> int:
+    """Address of an attribute block that remembered launches copy."""
+    block = _templates.get(words)
+    if block is None:
+        block = _templates[words] = rt.attributes(*words)
+    return block
+
+
 class KernelOp(Op):
     """An op whose declared function checks its arguments, works out the result's shape, and calls `launch`.
 
@@ -96,7 +107,7 @@ class KernelOp(Op):
         if len(seen) == 1 and type(result) is Tensor:
             tensors, layout, dtype, words, code, made = seen[0]
             if made is result and len(tensors) == 1 and tensors[0] is x:
-                rt.keep_plan(_S, planned.TABLE, asked, x._id, 0, 0, code, layout, dtype, rt.attributes(*words))
+                rt.keep_plan(_S, planned.TABLE, asked, x._id, 0, 0, code, layout, dtype, template(*words))
         return result
 
     def call(self, *args: Any, **named: Any) -> Any:

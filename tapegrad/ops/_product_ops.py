@@ -14,7 +14,7 @@ from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _matmul
-from tapegrad.ops._kernel import KernelOp
+from tapegrad.ops._kernel import KernelOp, template
 from tapegrad.ops._rule import NUMBERS, struct_bits
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
@@ -31,8 +31,6 @@ _C_NAMES = {
     "uint8": "unsigned char",
     "bool": "bool",
 }
-
-_templates: dict[tuple[int, ...], int] = {}
 
 
 def c_name(d: dtypes.dtype) -> str:
@@ -60,14 +58,6 @@ def need_kernel(routine: str, d: dtypes.dtype) -> None:
     """
     if d not in NUMBERS:
         raise NotImplementedError(f"\"{routine}\" not implemented for '{d.tensor_type}'")
-
-
-def template(*words: int) -> int:
-    """Address of an attribute block that launches copy."""
-    block = _templates.get(words)
-    if block is None:
-        block = _templates[words] = rt.attributes(0, *words)
-    return block
 
 
 def is_readable(t: Tensor) -> bool:
@@ -179,7 +169,7 @@ class ProductOp(KernelOp):
         need_kernel(self.routine, a.dtype)
         x, y = self.readable(a, b)
         items, work = split(x, y, self.transposed)
-        block = template(items, work, int(self.transposed))
+        block = template(0, items, work, int(self.transposed))
         result = self.start(shape, block, (x, y))
         if x is a and y is b:
             rt.keep_plan(_S, TABLE, asked, a._id, b._id, 0, self.code, rt.layout(tuple(shape)), a.dtype.code, block)
@@ -269,7 +259,7 @@ class AffineOp(ProductOp):
         items, work = split(p, q, self.transposed)
         if x.shape != tuple(shape):
             items, work = 1, 4
-        block = template(items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta)))
+        block = template(0, items, work, int(self.transposed), struct_bits(float(alpha)), struct_bits(float(beta)))
         result = self.start(shape, block, (x, p, q))
         if asked and p is a and q is b:
             rt.keep_plan(_S, TABLE, asked, x._id, a._id, b._id, self.code, rt.layout(tuple(shape)), x.dtype.code, block)

@@ -64,6 +64,7 @@ class Op:
         self.kind = kind
         self.grad_name = grad_name or "".join(p.capitalize() for p in self.name.split("_")) + "Backward0"
         self.reference = reference
+        self.covered_by = ""  # the public function whose tests cover an op without samples of its own
         self.derivative: Callable | None = None
         self.code = len(OPS)
         OPS.append(self)

@@ -418,6 +418,9 @@ def cross_product(op, a, b, inner):
     return op.launch([a, b], a.shape, a.dtype, [inner, a.numel() // 3])
 
 
+cross_product.covered_by = "cross"
+
+
 @cross_product.forward
 def _(S, row, start, stop):
     r = row_at(row)

@@ -519,7 +519,9 @@ def _linear_op(name: str, grad_name: str, bias: bool) -> ProductOp:
         "public": False,
         "method": False,
     }
-    return make(routine="addmm_impl_cpu_", **options)(function)
+    op = make(routine="addmm_impl_cpu_", **options)(function)
+    op.covered_by = "linear"
+    return op
 
 
 _linear_2d = _linear_op("linear_2d", "AddmmBackward0", True)

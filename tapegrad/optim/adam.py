@@ -27,10 +27,14 @@ class Adam(Optimizer):
         decoupled_weight_decay: shrink the parameters instead of adding to the gradient, as ``AdamW`` does.
 
     Example:
-        >>> optimizer = tg.optim.Adam([w, b], lr=1e-2)
+        >>> import tapegrad as tg
+        >>> w = tg.tensor([1.0], requires_grad=True)
+        >>> optimizer = tg.optim.Adam([w], lr=1e-2)
         >>> optimizer.zero_grad()
-        >>> loss.backward()
+        >>> (w * w).sum().backward()
         >>> optimizer.step()
+        >>> w
+        tensor([0.9900], requires_grad=True)
     """
 
     def __init__(
@@ -114,7 +118,9 @@ class AdamW(Adam):
         maximize: climb instead of descending.
 
     Example:
-        >>> optimizer = tg.optim.AdamW(weights, lr=1e-3, weight_decay=1e-2)
+        >>> import tapegrad as tg
+        >>> w = tg.tensor([1.0], requires_grad=True)
+        >>> optimizer = tg.optim.AdamW([w], lr=1e-3, weight_decay=1e-2)
     """
 
     def __init__(

@@ -63,8 +63,10 @@ class Optimizer:
             What ``closure`` returned, or None.
 
         Example:
-            >>> optimizer.zero_grad()
-            >>> loss_of(batch).backward()
+            >>> import tapegrad as tg
+            >>> w = tg.tensor([1.0], requires_grad=True)
+            >>> optimizer = tg.optim.SGD([w], lr=0.1)
+            >>> (w * w).sum().backward()
             >>> optimizer.step()
         """
         loss = None
@@ -108,7 +110,13 @@ class Optimizer:
             param_group: a dict with ``"params"`` (a tensor or an iterable of them) and any option.
 
         Example:
+            >>> import tapegrad as tg
+            >>> w = tg.tensor([1.0], requires_grad=True)
+            >>> head = tg.zeros(3, requires_grad=True)
+            >>> optimizer = tg.optim.SGD([w], lr=0.1)
             >>> optimizer.add_param_group({"params": head, "lr": 1e-2})
+            >>> len(optimizer.param_groups)
+            2
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
@@ -161,6 +169,9 @@ class Optimizer:
                 copied and take the dtype of their parameter.
 
         Example:
+            >>> import tapegrad as tg
+            >>> w = tg.tensor([1.0], requires_grad=True)
+            >>> optimizer, resumed = tg.optim.Adam([w]), tg.optim.Adam([w])
             >>> resumed.load_state_dict(optimizer.state_dict())
         """
         saved_groups = deepcopy(state_dict["param_groups"])

@@ -28,10 +28,14 @@ class SGD(Optimizer):
         maximize: climb instead of descending.
 
     Example:
-        >>> optimizer = tg.optim.SGD([w, b], lr=0.1, momentum=0.9)
+        >>> import tapegrad as tg
+        >>> w = tg.tensor([1.0], requires_grad=True)
+        >>> optimizer = tg.optim.SGD([w], lr=0.1, momentum=0.9)
         >>> optimizer.zero_grad()
-        >>> loss.backward()
+        >>> (w * w).sum().backward()
         >>> optimizer.step()
+        >>> w
+        tensor([0.8000], requires_grad=True)
     """
 
     def __init__(
