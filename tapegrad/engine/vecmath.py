@@ -244,9 +244,10 @@ def _sigmoid_parts(x):
 
 
 def _sigmoid32(x):
-    # rounded as 1/(1 + e**-x) is in float32, so that printed digits agree with PyTorch's
-    top, bottom, _ = _sigmoid_parts(x)
-    return top / bottom
+    # for positive x rounded as 1/(1 + e**-x) is in float32, so that printed digits agree with PyTorch's
+    top, bottom, z = _sigmoid_parts(x)
+    exact = _divide(top, bottom, (literal(1.0, x) - bottom) + z)
+    return select(x < literal(0.0, x), exact, top / bottom)
 
 
 def _sigmoid64(x):
