@@ -24,6 +24,9 @@ from tapegrad.engine.structs import (
     strides_of,
 )
 
+# beyond this, bytes and offsets could leave int64
+MOST_ELEMENTS = float(1 << 58)
+
 
 @internal_words
 def _reindex(S):
@@ -42,9 +45,14 @@ def _reindex(S):
 
 @internal_words
 def intern(S, ndim, extents, steps):
-    """Id of the layout with the extents and strides at two addresses (outside the layout table)."""
+    """Id of the layout with the extents and strides at two addresses (outside the layout table); 0 if it has too many elements."""
     shape = i64(extents)
     strides = i64(steps)
+    size = 1.0
+    for d in range(ndim):
+        size *= max(shape[d], 1)
+    if size > MOST_ELEMENTS:
+        return 0
     s = state_at(S)
     h = ndim
     for d in range(ndim):

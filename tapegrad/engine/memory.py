@@ -21,6 +21,7 @@ from tapegrad.engine.structs import (
 SMALL = 1024
 SLAB = 1 << 18
 ALIGN = 64
+LARGEST = 1 << 47
 
 
 @internal_words
@@ -40,6 +41,8 @@ def size_class(nbytes):
 @internal_words
 def allocate(S, nbytes):
     """Address of a block of at least `nbytes`, 0 if there is no memory."""
+    if nbytes < 0 or nbytes > LARGEST:
+        return 0
     s = state_at(S)
     k, size = size_class(nbytes)
     s.used_bytes += size

@@ -161,7 +161,10 @@ class Runtime:
             with self._lock:
                 self._scratch[:n] = shape
                 self._scratch[structs.MAX_DIMS : structs.MAX_DIMS + n] = strides
-                k = self._layouts[shape, strides] = self.intern_from(self.S, n, _address(self._scratch))
+                k = self.intern_from(self.S, n, _address(self._scratch))
+            if k == 0:
+                raise RuntimeError(f"a tensor of shape {list(shape)} has too many elements")
+            self._layouts[shape, strides] = k
         return k
 
     def attributes(self, *words: int) -> int:

@@ -187,7 +187,7 @@ def broadcast_problem(name: str, shapes: Sequence[Sequence[int]]) -> str:
                         f"The size of tensor a ({a[-d]}) must match the size of tensor b ({b[-d]}) at non-singleton dimension "
                         f"{at}: {name} got shapes {', '.join(str(list(s)) for s in shapes)}"
                     )
-    return f"{name}: shapes {', '.join(str(list(s)) for s in shapes)} do not broadcast"
+    return f"{name}: shapes {', '.join(str(list(s)) for s in shapes)} do not broadcast to a tensor that could exist"
 
 
 def result_type(*operands: Any) -> dtypes.dtype:

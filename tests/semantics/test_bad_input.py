@@ -289,3 +289,22 @@ def test_indices(call, kind, facts):
 )
 def test_dtypes_arguments_and_values(call, kind, facts):
     check(call, kind, facts)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tg.empty(2**57),
+        lambda: tg.empty(2**40, 2**40),
+        lambda: tg.ones(1).expand(2**40, 2**40),
+        lambda: tg.ones(1).expand(2**35, 1) + tg.ones(1).expand(1, 2**35),
+        lambda: tg.ones(1).expand(2**50).clone(),
+    ],
+    ids=["bytes", "elements", "view", "broadcast", "copy"],
+)
+def test_sizes_beyond_any_machine_are_refused(make):
+    with pytest.raises((RuntimeError, MemoryError)):
+        make()
+    x = tg.tensor(2.0, requires_grad=True)
+    (x * x).backward()
+    assert x.grad.item() == 4.0
