@@ -4,6 +4,7 @@ what is saved, and the tests."""
 from __future__ import annotations
 
 import inspect
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -261,13 +262,7 @@ def constant(value: Any, dtype: dtypes.dtype) -> Tensor:
 
 def struct_bits(number: float) -> int:
     """The 64 bits of a float as a signed integer."""
-    return int.from_bytes(_pack(number), "little", signed=True)
-
-
-def _pack(number: float) -> bytes:
-    import struct
-
-    return struct.pack("<d", number)
+    return struct.unpack("<q", struct.pack("<d", number))[0]
 
 
 def cast(t: Tensor, dtype: dtypes.dtype) -> Tensor:
