@@ -67,4 +67,3 @@ PARTIAL_OVERLAP = (
     "unsupported operation: some elements of the input tensor and the written-to tensor refer to a single memory location. "
     "Please clone() the tensor before performing the operation."
 )
-DOUBLE_BACKWARD = "create_graph=True is not supported: derivatives are of first order"

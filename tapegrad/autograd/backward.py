@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from tapegrad import dtypes, errors
+from tapegrad import errors
+from tapegrad.autograd.recorded import sweep_over_tensors
+from tapegrad.autograd.rows import handle, modified, parts_of, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_PRODUCER
+from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.ops._rule import OPS
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
-_FIELDS = ("in0", "in1", "in2")
 
 # a sweep's state is in the tape's: other threads may record meanwhile, but sweep one after the other
 _sweeping = threading.RLock()
@@ -50,7 +53,7 @@ def _start_values(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> list[T
             raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
         elif g.shape != t.shape:
             raise RuntimeError(errors.GRADIENT_SHAPE.format(k=k, given=g.shape, expected=t.shape))
-        starts.append(g.detach().to(t.dtype).contiguous())
+        starts.append(g if g.dtype is t.dtype else g.to(t.dtype))
     return starts
 
 
@@ -81,16 +84,15 @@ def backward(
     tensor(6.)
     """
     roots = _as_tuple(tensors)
-    if create_graph:
-        raise RuntimeError(errors.DOUBLE_BACKWARD)
     _check_roots(roots)
+    retain = create_graph if retain_graph is None else bool(retain_graph)
     gradients = _as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(roots)
-    if inputs is None and len(roots) == 1 and gradients[0] is None:
-        _from_scalar(roots[0], bool(retain_graph))
+    if inputs is None and len(roots) == 1 and gradients[0] is None and not create_graph:
+        _from_scalar(roots[0], retain)
         return
     starts = _start_values(roots, gradients)
     if inputs is None:
-        _run(roots, starts, bool(retain_graph), None)
+        _run(roots, starts, retain, None, create_graph)
         return
     wanted = _as_tuple(inputs)
     if not wanted:
@@ -100,14 +102,11 @@ def backward(
             raise TypeError(f"inputs[{k}] must be a Tensor, but got {type(t).__name__}")
         if not t.requires_grad:
             raise RuntimeError(errors.INPUT_NO_GRAD)
-    found = _run(roots, starts, bool(retain_graph), list(dict.fromkeys(wanted)))
-    for t, g in zip(dict.fromkeys(wanted), found, strict=True):
-        if g is not None:
-            before = rt.set_mode(_S, structs.NO_GRAD_MODE)
-            try:
-                t.grad = t.grad + g if rt.look(_S, t._id, LOOK_GRAD) else g
-            finally:
-                rt.set_mode(_S, before)
+    found = _run(roots, starts, retain, list(dict.fromkeys(wanted)), create_graph)
+    with set_grad_enabled(create_graph):
+        for t, g in zip(dict.fromkeys(wanted), found, strict=True):
+            if g is not None:
+                _add_to_grad(t, g)
 
 
 def grad(
@@ -145,9 +144,8 @@ def grad(
     """
     if materialize_grads and allow_unused is False:
         raise ValueError("Expected allow_unused to be True or not passed when materialize_grads=True, but got: False.")
-    if create_graph:
-        raise RuntimeError(errors.DOUBLE_BACKWARD)
     roots, wanted = _as_tuple(outputs), _as_tuple(inputs)
+    retain = create_graph if retain_graph is None else bool(retain_graph)
     if not wanted:
         raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
     _check_roots(roots)
@@ -158,10 +156,10 @@ def grad(
             raise RuntimeError(errors.INPUT_NO_GRAD)
     gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
     if is_grads_batched:
-        return _batched(roots, wanted, gradients, retain_graph, bool(allow_unused), materialize_grads)
+        return _batched(roots, wanted, gradients, retain, create_graph, bool(allow_unused), materialize_grads)
     starts = _start_values(roots, gradients)
     unique = list(dict.fromkeys(wanted))
-    found = dict(zip(unique, _run(roots, starts, bool(retain_graph), unique), strict=True))
+    found = dict(zip(unique, _run(roots, starts, retain, unique, create_graph), strict=True))
     if not (allow_unused or materialize_grads) and any(g is None for g in found.values()):
         raise RuntimeError(errors.UNUSED_INPUT)
     if materialize_grads:
@@ -171,16 +169,18 @@ def grad(
     return tuple(found[t] for t in wanted)
 
 
-def _batched(roots: Any, wanted: Any, gradients: Any, retain: Any, allow_unused: bool, materialize: bool) -> tuple:
+def _batched(
+    roots: Any, wanted: Any, gradients: Any, retain: bool, create: bool, allow_unused: bool, materialize: bool
+) -> tuple:
     # one sweep a row of the batch over the retained graph
     from tapegrad.ops.movement import stack
 
     count = gradients[0].shape[0]
     rows = []
     for b in range(count):
-        keep = bool(retain) or b < count - 1
+        keep = retain or b < count - 1
         part = [None if g is None else g[b] for g in gradients]
-        rows.append(grad(roots, wanted, part, keep, False, allow_unused or None, False, materialize))
+        rows.append(grad(roots, wanted, part, keep, create, allow_unused or None, False, materialize))
     return tuple(None if any(g is None for g in column) else stack(list(column)) for column in zip(*rows, strict=True))
 
 
@@ -200,7 +200,7 @@ def _from_scalar(root: Tensor, retain: bool) -> None:
     with _sweeping:
         answer = rt.sweep_from(_S, k, _ONE_ADDRESSES[meta & 0xFF], retain)
         if answer == structs.SWEEP_BUSY:
-            _run([root], _start_values([root], [None]), retain, None)
+            _run([root], _start_values([root], [None]), retain, None, False)
         elif answer != structs.DONE:
             try:
                 _finish(answer)
@@ -226,24 +226,26 @@ def _finish(answer: int) -> None:
 
 
 def _run(
-    roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
+    roots: Sequence[Tensor],
+    starts: Sequence[Tensor],
+    retain: bool,
+    wanted: Sequence[Tensor] | None,
+    create_graph: bool,
 ) -> list[Tensor | None]:
     """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
-    with _sweeping:
-        return _run_alone(roots, starts, retain, wanted)
+    with _sweeping, _sweep_state(roots, retain, wanted):
+        if create_graph:
+            return _over_tensors(roots, starts, retain, wanted)
+        return _native(roots, starts, wanted)
 
 
-def _run_alone(
-    roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
-) -> list[Tensor | None]:
+@contextlib.contextmanager
+def _sweep_state(roots: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None) -> Iterator[None]:
+    # a sweep's state, saved around nested ones, and the marks of what a selective one wants
     state = rt.state
-    rows = [rt.look(_S, t._id, LOOK_PRODUCER) for t in roots]
-    top = max(rows)
-    if state.sweeping:
-        outer = {name: int(state[name]) for name in ("pending", "touched", "selective", "retain")}
-        state["pending"] = state["touched"] = 0
-    else:
-        outer = None
+    outer = {name: int(state[name]) for name in ("pending", "touched", "selective", "retain")}
+    top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
+    state["pending"] = state["touched"] = 0
     state["sweeping"] += 1
     state["retain"] = retain
     state["selective"] = wanted is not None
@@ -253,25 +255,10 @@ def _run_alone(
             for t in wanted:
                 rt.set_mark(_S, t._id, 1)
                 rt.set_flag(_S, t._id, structs.CAPTURE, 1)
-            producers = [rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted]
-            marked = max(min(producers), 0)
+            marked = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
             if top >= 0:
                 rt.mark_paths(_S, marked, top)
-        try:
-            for t, g in zip(roots, starts, strict=True):
-                if len(roots) > 1:
-                    rt.load_moves(t.dtype.code)
-                if not rt.seed(_S, t._id, rt.look(_S, g._id, LOOK_DATA)):
-                    raise MemoryError("no memory for a gradient")
-        except BaseException:
-            rt.abandon(_S, int(state.row_count) - 1)
-            raise
-        _finish(rt.sweep(_S, top))
-        found: list[Tensor | None] = []
-        for t in wanted or ():
-            k = rt.adjoint_buffer(_S, t._id)
-            found.append(wrap(k) if k else None)
-        return found
+        yield
     finally:
         if wanted is not None:
             for t in wanted:
@@ -280,11 +267,49 @@ def _run_alone(
             if top >= 0:
                 rt.clear_marks(_S, marked, top)
         state["sweeping"] -= 1
-        if outer is not None:
-            for name, value in outer.items():
-                state[name] = value
+        for name, value in outer.items():
+            state[name] = value
         if state.orphans:
             rt.drop_orphans(_S)
+
+
+def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:
+    try:
+        for t, g in zip(roots, starts, strict=True):
+            if len(roots) > 1:
+                rt.load_moves(t.dtype.code)
+            block = g.detach().contiguous()
+            if not rt.seed(_S, t._id, rt.look(_S, block._id, LOOK_DATA)):
+                raise MemoryError("no memory for a gradient")
+    except BaseException:
+        rt.abandon(_S, int(rt.state.row_count) - 1)
+        raise
+    _finish(rt.sweep(_S, max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)))
+    found: list[Tensor | None] = []
+    for t in wanted or ():
+        k = rt.adjoint_buffer(_S, t._id)
+        found.append(wrap(k) if k else None)
+    return found
+
+
+def _over_tensors(
+    roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
+) -> list[Tensor | None]:
+    with set_grad_enabled(True):
+        adjoints = sweep_over_tensors(roots, starts, retain)
+        for k, g in adjoints.kept.items():
+            if rt.look(_S, k, LOOK_META) >> 8 & structs.RETAIN_GRAD:
+                _add_to_grad(handle(k), g)
+        if wanted is not None:
+            found = adjoints.of | adjoints.kept
+            return [found.get(t._id) for t in wanted]
+        for k in adjoints.leaves:
+            _add_to_grad(handle(k), adjoints.of[k])
+    return []
+
+
+def _add_to_grad(t: Tensor, g: Tensor) -> None:
+    t.grad = t.grad + g if rt.look(_S, t._id, LOOK_GRAD) else g
 
 
 def _add_out_of_place(k: int) -> None:
@@ -318,94 +343,33 @@ def _sweep(answer: int) -> None:
             for dtype in (0, 1):
                 rt.load_moves(dtype)
         elif answer == structs.SWEEP_PYTHON:
-            _reverse_in_python(op, index)
+            _reverse_in_python(index)
             index -= 1
         elif answer == structs.SWEEP_FREED:
             raise RuntimeError(errors.BACKWARD_TWICE)
         elif answer == structs.SWEEP_MODIFIED:
-            raise RuntimeError(_modified(index, slot))
+            raise RuntimeError(modified(index, slot))
         else:
             raise MemoryError(f"no memory for the gradients of {op.grad_name}")
         answer = rt.sweep(_S, index)
 
 
-def _reverse_in_python(op: Any, index: int) -> None:
+def _reverse_in_python(index: int) -> None:
     """Run a backward that is written over tensors."""
-    row = rt.row(index)
-    need = rt.wanted_inputs(_S, index)
-    out, operands = int(row["out"]), [int(row[f]) for f in _FIELDS]
-    saved = int(row["saved"])
-    words = _attribute_words(int(row["attr"]))
-    extra, words = words[: words[0] + 1][1:] if words else [], words[words[0] + 1 :] if words else []
-    k = rt.adjoint_copy(_S, out)
+    row = read_row(index)
+    k = rt.adjoint_copy(_S, row.out)
     if k == 0:
-        raise MemoryError(f"no memory for the gradients of {op.grad_name}")
-    g = wrap(k)
-    kept: list[Tensor | None] = []
-    for position, operand in enumerate([*operands, out]):
-        if saved >> position & 1:
-            rt.retain(_S, operand)
-            kept.append(wrap(operand).detach())
-        else:
-            kept.append(None)
+        raise MemoryError(f"no memory for the gradients of {row.op.grad_name}")
     before = rt.set_mode(_S, structs.NO_GRAD_MODE)
     try:
-        parts = op.reverse(g, need, kept, words)
+        parts = [(k, part.contiguous()) for k, part in parts_of(row, wrap(k), rt.wanted_inputs(_S, index), False)]
     finally:
         rt.set_mode(_S, before)
-    for position, target in enumerate([*operands, *extra]):
-        part = parts[position] if position < len(parts) else None
-        wanted = need >> position & 1 if position < 3 else need & 8
-        if part is None or not wanted or not target:
-            continue
-        meta = rt.look(_S, target, LOOK_META)
-        dtype = meta & 0xFF
-        if not (meta >> 8) & structs.REQUIRES_GRAD:
-            continue
-        part = part.contiguous()
-        if part.dtype.code != dtype:
-            part = part.to(dtypes.ALL[dtype])
-        rt.load_moves(dtype)
+    for target, part in parts:
+        rt.load_moves(part.dtype.code)
         if not rt.accumulate_adjoint(_S, target, part._id):
-            raise MemoryError(f"no memory for the gradients of {op.grad_name}")
+            raise MemoryError(f"no memory for the gradients of {row.op.grad_name}")
     rt.finish_row(_S, index)
-
-
-def _attribute_words(address: int) -> list[int]:
-    import ctypes
-
-    if not address:
-        return []
-    size = ctypes.c_int64.from_address(address).value
-    return list((ctypes.c_int64 * size).from_address(address))[1:]
-
-
-def _last_writer(storage: int) -> int:
-    """The last row whose result lies in a storage, -1 if there is none."""
-    for index in range(int(rt.state.row_count) - 1, -1, -1):
-        row = rt.row(index)
-        if not int(row["flags"]) & structs.DEAD and int(rt.buffer(int(row["out"]))["storage"]) == storage:
-            return index
-    return -1
-
-
-def _modified(index: int, slot: int) -> str:
-    row = rt.row(index)
-    k = int(row["out"]) if slot == 3 else int(row[_FIELDS[slot]])
-    expected = int(row[f"version{slot}"])
-    meta = rt.look(_S, k, LOOK_META)
-    facts: dict[str, Any] = {
-        "type": dtypes.ALL[meta & 0xFF].tensor_type,
-        "shape": list(layout_facts(meta >> 16)[0]),
-        "version": int(rt.storage(int(rt.buffer(k)["storage"]))["version"]),
-        "expected": expected,
-    }
-    producer = _last_writer(int(rt.buffer(k)["storage"])) if slot != 3 else index
-    if producer < 0:
-        return errors.MODIFIED_LEAF.format(**facts)
-    writer = OPS[int(rt.row(producer)["op"])]
-    assert writer is not None
-    return errors.MODIFIED.format(name=writer.grad_name, **facts)
 
 
 def _tensor_backward(

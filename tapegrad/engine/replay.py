@@ -258,6 +258,17 @@ def clear_marks(S, first, last):
 
 
 @internal_words
+def free_saved(S, index):
+    """Let go of what a row saved: it cannot be differentiated again."""
+    address = state_at(S).rows + index * ROW_SIZE
+    r = row_at(address)
+    if r.saved:
+        release_saved(S, address)
+        r.saved = 0
+        r.flags |= FREED
+
+
+@internal_words
 def finish_row(S, index):
     """The row's part is done: drop the adjoint of its output and, unless the graph is retained, what it saved."""
     s = state_at(S)
@@ -271,9 +282,7 @@ def finish_row(S, index):
         deallocate(S, out.adj, nbytes_of(S, out.layout, out.dtype))
         out.adj = 0
     if r.saved and not s.retain:
-        release_saved(S, address)
-        r.saved = 0
-        r.flags |= FREED
+        free_saved(S, index)
 
 
 @internal_words

@@ -60,6 +60,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         replay.mark_paths,
         replay.clear_marks,
         replay.finish_row,
+        replay.free_saved,
         replay.wanted_inputs,
         replay.accumulate_adjoint,
         replay.adjoint_buffer,

@@ -11,8 +11,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tapegrad.engine._parts import PartCompiler
+
 # engine functions call each other and are entered through kernels.build_entry only: wrappers would double compile time
-_OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_OPTIONS = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": PartCompiler,
+}
 internal = numba.njit(**_OPTIONS)
 
 # engine functions whose arguments are all int64: fixing their signature keeps Numba from compiling one version for each mix of

@@ -13,9 +13,10 @@ from tapegrad.engine.kernels import build_kernel, build_typed
 from tapegrad.engine.loops import environment, reverse_source
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import _source
-from tapegrad.ops._rule import PUBLIC, Op, scalar_environment, struct_bits
+from tapegrad.ops._over_tensors import partial_over_tensors
+from tapegrad.ops._rule import PUBLIC, Op, float_of_bits, scalar_environment, struct_bits
 from tapegrad.ops._view import as_method
-from tapegrad.tensor import Tensor, check_id, wrap
+from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
 _S = rt.S
 
@@ -246,6 +247,22 @@ class ReductionOp(KernelOp):
         )
         names = scalar_environment(self.derivative, dtype)
         rt.reverse[self.code, dtype] = build_kernel(label, text, environment(**names))
+
+    def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> Sequence[Any]:
+        """The declared scalar expression over tensors, along the input's elements."""
+        assert self.derivative is not None
+        shape = layout_facts(words[2])[0]
+        names = [*self.inputs, "out"]
+        values: dict[str, Any] = dict(zip(names, [*kept[: len(self.inputs)], kept[3]], strict=True))
+        if values["out"] is not None:
+            values["out"] = values["out"].reshape(shape)
+        if len(self.inputs) == 2 and kept[1] is not None:
+            values[self.inputs[1]] = kept[1].reshape(shape)
+        values["g"] = g.reshape(shape)
+        for k, name in enumerate(self.reduction_parameters):
+            values[name] = float_of_bits(words[3 + k])
+        partial = partial_over_tensors(self.derivative, 0)
+        return [partial(*(values[n] for n in _source.partial_names(self.derivative, 0)))]
 
     def launch_reduction(
         self,

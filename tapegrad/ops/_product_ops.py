@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _matmul
 from tapegrad.ops._kernel import KernelOp, template
-from tapegrad.ops._rule import NUMBERS, struct_bits
+from tapegrad.ops._rule import NUMBERS, float_of_bits, struct_bits
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
@@ -305,7 +304,7 @@ def _right_part(g: Any, a: Any, transposed: bool) -> Any:
 
 def affine_parts(g: Any, a: Any, b: Any, need: int, words: Sequence[int], transposed: bool) -> tuple:
     """The derivative of an affine product over tensors; see `product_parts`."""
-    alpha, beta = (struct.unpack("<d", struct.pack("<q", w))[0] for w in words[1:3])
+    alpha, beta = (float_of_bits(w) for w in words[1:3])
     first = (g if beta == 1 else g * beta) if need & 1 else None
     scaled = g if alpha == 1 else g * alpha
     return (first, *product_parts(scaled, a, b, need >> 1, transposed))

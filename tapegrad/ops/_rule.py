@@ -90,6 +90,17 @@ class Op:
         """Build or load the reverse kernel for a dtype code."""
         raise NotImplementedError
 
+    def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> Sequence[Any]:
+        """The derivative over tensors: for each input its part of the adjoint, of its shape or one that broadcasts to or from it.
+
+        Args:
+            g: adjoint of the result.
+            need: mask of the inputs that want their part; bit 3 stands for all further ones.
+            kept: the three inputs and the result, None where not saved.
+            words: the attribute block after the further inputs.
+        """
+        raise NotImplementedError(f"derivative of {self.name} over tensors")
+
     def refuse(self, answer: int, tensors: Sequence[Tensor]) -> None:
         """Mend what stopped an entry point, so that it can be called again, or raise.
 
@@ -265,6 +276,11 @@ def struct_bits(number: float) -> int:
     return struct.unpack("<q", struct.pack("<d", number))[0]
 
 
+def float_of_bits(bits: int) -> float:
+    """The float that `struct_bits` gave the bits of."""
+    return struct.unpack("<d", struct.pack("<q", bits))[0]
+
+
 def cast(t: Tensor, dtype: dtypes.dtype) -> Tensor:
     """The tensor in another dtype, through the graph; itself if it has it."""
     if t.dtype is dtype:
@@ -405,6 +421,19 @@ class Pointwise(Op):
                 direct |= 1 << slot
         rt.ops[self.code]["direct"] = direct
         return uses
+
+    def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> list[Tensor | None]:
+        """The declared derivative run over tensors."""
+        from tapegrad.ops._over_tensors import partial_over_tensors
+
+        assert self.derivative is not None
+        values = dict(zip([*self.parameters, "out"], [*kept[: self.arity], kept[3]], strict=True)) | {"g": g}
+        parts: list[Tensor | None] = [None] * self.arity
+        for slot, used in self.partial_uses().items():
+            if need >> slot & 1:
+                partial = partial_over_tensors(self.derivative, self._positions[slot])
+                parts[slot] = partial(*(values[n] for n in used))
+        return parts
 
     # calls
 

@@ -32,6 +32,11 @@ def function_tree(function: Callable) -> ast.FunctionDef:
     return tree
 
 
+def parameters(function: Callable) -> list[str]:
+    """The names of a declared function's parameters."""
+    return list(inspect.signature(function).parameters)
+
+
 def _names(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
@@ -44,8 +49,8 @@ def partial_expressions(function: Callable) -> list[ast.expr]:
     return list(last.value.elts) if isinstance(last.value, ast.Tuple) else [last.value]
 
 
-def _slice(function: Callable, index: int) -> tuple[list[ast.stmt], ast.expr]:
-    # the assignments one partial needs, and its expression
+def slice_of(function: Callable, index: int) -> tuple[list[ast.stmt], ast.expr]:
+    """The assignments one partial of a backward needs, and its expression."""
     wanted = partial_expressions(function)[index]
     names = _names(wanted)
     kept: list[ast.stmt] = []
@@ -60,9 +65,9 @@ def _slice(function: Callable, index: int) -> tuple[list[ast.stmt], ast.expr]:
 
 def partial_names(function: Callable, index: int) -> list[str]:
     """The parameters of a backward that one of its partials uses, in their order."""
-    kept, wanted = _slice(function, index)
+    kept, wanted = slice_of(function, index)
     names = _names(wanted).union(*(_names(s) for s in kept)) if kept else _names(wanted)
-    return [p for p in inspect.signature(function).parameters if p in names]
+    return [p for p in parameters(function) if p in names]
 
 
 def _function_text(name: str, parameters: list[str], body: list[ast.stmt]) -> str:
@@ -73,12 +78,12 @@ def _function_text(name: str, parameters: list[str], body: list[ast.stmt]) -> st
 
 def forward_text(name: str, function: Callable) -> str:
     """Source of a declared forward as a scalar function called `name`."""
-    return _function_text(name, list(inspect.signature(function).parameters), function_tree(function).body)
+    return _function_text(name, parameters(function), function_tree(function).body)
 
 
 def partial_text(name: str, function: Callable, index: int) -> str:
     """Source of one partial of a declared backward as a scalar function called `name`."""
-    kept, wanted = _slice(function, index)
+    kept, wanted = slice_of(function, index)
     return _function_text(name, partial_names(function, index), [*kept, ast.Return(wanted)])
 
 

@@ -1,0 +1,175 @@
+"""Rows of the tape as Python reads them."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+from tapegrad import dtypes, errors
+from tapegrad.engine import structs
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_META
+from tapegrad.ops._place import place_back
+from tapegrad.ops._rule import OPS, Op
+from tapegrad.tensor import Size, Tensor, layout_facts, wrap
+
+_S = rt.S
+_FIELDS = ("in0", "in1", "in2")
+
+
+class Row(NamedTuple):
+    """One recorded operation.
+
+    `inputs` are the ids of up to three operands (0 where absent or not kept), `extra` of any more, `words` the op's attributes after
+    them.
+    """
+
+    index: int
+    op: Op
+    out: int
+    inputs: tuple[int, ...]
+    extra: list[int]
+    words: list[int]
+    saved: int
+    flags: int
+
+
+def read_row(index: int) -> Row:
+    """The row at an index of the tape."""
+    row = rt.row(index)
+    op = OPS[int(row["op"])]
+    assert op is not None
+    words = attribute_words(int(row["attr"]))
+    count = words[0] if words else 0
+    return Row(
+        index,
+        op,
+        int(row["out"]),
+        tuple(int(row[f]) for f in _FIELDS),
+        words[1 : count + 1],
+        words[count + 1 :],
+        int(row["saved"]),
+        int(row["flags"]),
+    )
+
+
+def attribute_words(address: int) -> list[int]:
+    """The words of an attribute block after its size."""
+    if not address:
+        return []
+    size = ctypes.c_int64.from_address(address).value
+    return list((ctypes.c_int64 * size).from_address(address))[1:]
+
+
+def shape_of(k: int) -> Size:
+    """The shape of a buffer."""
+    return layout_facts(rt.look(_S, k, LOOK_META) >> 16)[0]
+
+
+def dtype_of(k: int) -> dtypes.dtype:
+    """The dtype of a buffer."""
+    return dtypes.ALL[rt.look(_S, k, LOOK_META) & 0xFF]
+
+
+def handle(k: int) -> Tensor:
+    """A tensor on a buffer, at its place in the graph."""
+    rt.retain(_S, k)
+    return wrap(k)
+
+
+def kept_values(row: Row, connected: bool) -> list[Tensor | None]:
+    """What a row saved: its three operands and its result, None where not saved; detached unless `connected`."""
+    found: list[Tensor | None] = []
+    for position, k in enumerate((*row.inputs, row.out)):
+        if row.saved >> position & 1:
+            value = handle(k)
+            found.append(value if connected else value.detach())
+        else:
+            found.append(None)
+    return found
+
+
+def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[tuple[int, Tensor]]:
+    """What a row adds to the adjoints of its operands, by their ids, each of its operand's shape and dtype.
+
+    Args:
+        row: the row.
+        g: the adjoint of its result.
+        need: mask of operands to answer for.
+        connected: whether the parts depend on the saved values too.
+    """
+    if row.op.kind == structs.VIEW:
+        return [(row.inputs[0], place_back(g, row.words, shape_of(row.inputs[0])))]
+    parts = row.op.reverse(g, need, kept_values(row, connected), row.words)
+    found = []
+    for position, k in enumerate((*row.inputs, *row.extra)):
+        part = parts[position] if position < len(parts) else None
+        wanted = need >> position & 1 if position < 3 else need & 8
+        if part is None or not wanted or not k:
+            continue
+        if not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
+            continue
+        found.append((k, conform(part, shape_of(k), dtype_of(k))))
+    return found
+
+
+def conform(part: Tensor, shape: Size, dtype: dtypes.dtype) -> Tensor:
+    """A part summed to, or expanded to, an operand's shape, in its dtype."""
+    if part.dtype is not dtype:
+        part = part.to(dtype)
+    if part.shape != shape:
+        over = part.ndim - len(shape)
+        dims = [d for d in range(part.ndim) if d < over or (shape[d - over] == 1 and part.shape[d] != 1)]
+        if dims:
+            part = part.sum(dims, keepdim=True)
+        if over > 0:
+            part = part.reshape(part.shape[over:])
+        if part.shape != shape:
+            part = part.expand(shape)
+    return part
+
+
+def check_versions(row: Row) -> None:
+    """Refuse a row whose saved values were written to since, or freed.
+
+    Raises:
+        RuntimeError: as PyTorch does.
+    """
+    if row.flags & structs.FREED:
+        raise RuntimeError(errors.BACKWARD_TWICE)
+    if not row.saved:
+        return
+    recorded = rt.row(row.index)
+    for position, k in enumerate((*row.inputs, row.out)):
+        if row.saved >> position & 1:
+            version = int(rt.storage(int(rt.buffer(k)["storage"]))["version"])
+            if version != int(recorded[f"version{position}"]):
+                raise RuntimeError(modified(row.index, position))
+
+
+def _last_writer(storage: int) -> int:
+    """The last row whose result lies in a storage, -1 if there is none."""
+    for index in range(int(rt.state.row_count) - 1, -1, -1):
+        row = rt.row(index)
+        if not int(row["flags"]) & structs.DEAD and int(rt.buffer(int(row["out"]))["storage"]) == storage:
+            return index
+    return -1
+
+
+def modified(index: int, slot: int) -> str:
+    """The message for a saved value that was written to."""
+    row = rt.row(index)
+    k = int(row["out"]) if slot == 3 else int(row[_FIELDS[slot]])
+    storage = int(rt.buffer(k)["storage"])
+    facts = {
+        "type": dtype_of(k).tensor_type,
+        "shape": list(shape_of(k)),
+        "version": int(rt.storage(storage)["version"]),
+        "expected": int(row[f"version{slot}"]),
+    }
+    producer = index if slot == 3 else _last_writer(storage)
+    if producer < 0:
+        return errors.MODIFIED_LEAF.format(**facts)
+    writer = OPS[int(rt.row(producer)["op"])]
+    assert writer is not None
+    return errors.MODIFIED.format(name=writer.grad_name, **facts)
