@@ -20,7 +20,7 @@ from tapegrad.engine.tape import (
     LOOK_DATA,
     LOOK_GRAD,
     LOOK_META,
-    LOOK_PRODUCER,
+    LOOK_NODE,
     LOOK_STALE,
     LOOK_STORAGE,
     LOOK_VERSION,
@@ -262,7 +262,7 @@ class Tensor:
     def is_leaf(self) -> bool:
         """Whether the tensor was made by the user rather than by a recorded operation."""
         self._flags()
-        return rt.look(_S, self._id, LOOK_PRODUCER) < 0
+        return rt.look(_S, self._id, LOOK_NODE) < 0
 
     @property
     def output_nr(self) -> int:
@@ -283,7 +283,7 @@ class Tensor:
     def grad_fn(self) -> Any:
         """The node of the graph that computes this tensor, None for a leaf."""
         self._flags()
-        if rt.look(_S, self._id, LOOK_PRODUCER) < 0:
+        if rt.look(_S, self._id, LOOK_NODE) < 0:
             return None
         from tapegrad.autograd.graph import Node
 
@@ -294,7 +294,7 @@ class Tensor:
         """The accumulated gradient of a leaf (or of a tensor that retains its own), None before the first `backward`."""
         k = rt.look(_S, self._id, LOOK_GRAD)
         if not k:
-            if rt.look(_S, self._id, LOOK_PRODUCER) >= 0 and not self._flags() & RETAIN_GRAD:
+            if rt.look(_S, self._id, LOOK_NODE) >= 0 and not self._flags() & RETAIN_GRAD:
                 warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
         try:

@@ -1,6 +1,12 @@
 """Differentiation: `backward`, `grad`, and the graph behind them."""
 
 from tapegrad.autograd import graph
+from tapegrad.autograd.anomaly_mode import (
+    detect_anomaly,
+    is_anomaly_check_nan_enabled,
+    is_anomaly_enabled,
+    set_detect_anomaly,
+)
 from tapegrad.autograd.backward import backward, grad
 from tapegrad.grad_mode import (
     enable_grad,
@@ -12,11 +18,15 @@ from tapegrad.grad_mode import (
 
 __all__ = [
     "backward",
+    "detect_anomaly",
     "enable_grad",
     "grad",
     "graph",
     "inference_mode",
+    "is_anomaly_check_nan_enabled",
+    "is_anomaly_enabled",
     "is_grad_enabled",
     "no_grad",
+    "set_detect_anomaly",
     "set_grad_enabled",
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from tapegrad import dtypes, errors
+from tapegrad.autograd.attached import attachment
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS, Op
+from tapegrad.ops.convert import clone
 from tapegrad.tensor import Size, Tensor, layout_facts, wrap
 
 _S = rt.S
@@ -77,11 +80,27 @@ def handle(k: int) -> Tensor:
     return wrap(k)
 
 
-def kept_values(row: Row, connected: bool) -> list[Tensor | None]:
+def operands(row: Row) -> tuple[int, ...]:
+    """Ids of all operands of a row, 0 where absent or not kept."""
+    return (*row.inputs, *row.extra)
+
+
+def operand_places(row: Row) -> list[int]:
+    """Where in `operands` the row's operands stand, as users count them."""
+    inline = getattr(row.op, "arity", 0) or len(getattr(row.op, "inputs", ())) or sum(1 for k in row.inputs if k)
+    return [*range(0 if row.extra else inline), *range(3, 3 + len(row.extra))]
+
+
+def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     """What a row saved: its three operands and its result, None where not saved; detached unless `connected`."""
+    attached = attachment(row.out)
+    packed = attached.packed if attached is not None and attached.packed else {}
     found: list[Tensor | None] = []
     for position, k in enumerate((*row.inputs, row.out)):
-        if row.saved >> position & 1:
+        if position in packed:
+            value = _unpacked(*packed[position])
+            found.append(_at_place_of(value, k) if connected else value)
+        elif row.saved >> position & 1:
             value = handle(k)
             found.append(value if connected else value.detach())
         else:
@@ -89,8 +108,26 @@ def kept_values(row: Row, connected: bool) -> list[Tensor | None]:
     return found
 
 
-def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[tuple[int, Tensor]]:
-    """What a row adds to the adjoints of its operands, by their ids, each of its operand's shape and dtype.
+def _unpacked(value: Any, unpack: Callable) -> Tensor:
+    made = unpack(value)
+    if not isinstance(made, Tensor):
+        raise TypeError(
+            f"Output of saved tensor unpack_hook expected to be a Tensor but got result of type {type(made)}"
+        )
+    return made
+
+
+def _at_place_of(value: Tensor, k: int) -> Tensor:
+    # the same elements, as a result that hands its adjoint to buffer k
+    if not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
+        return value
+    made = value.detach()
+    rt.record_on(_S, clone.code, made._id, k, 0, 0, rt.attributes(0))
+    return made
+
+
+def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[Tensor | None]:
+    """What a row adds to the adjoint of each of its `operands`, in its shape and dtype; None where nothing is wanted.
 
     Args:
         row: the row.
@@ -99,17 +136,16 @@ def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[tuple[int,
         connected: whether the parts depend on the saved values too.
     """
     if row.op.kind == structs.VIEW:
-        return [(row.inputs[0], place_back(g, row.words, shape_of(row.inputs[0])))]
-    parts = row.op.reverse(g, need, kept_values(row, connected), row.words)
-    found = []
-    for position, k in enumerate((*row.inputs, *row.extra)):
+        return [place_back(g, row.words, shape_of(row.inputs[0]))]
+    parts = row.op.reverse(g, need, saved_values(row, connected), row.words)
+    found: list[Tensor | None] = []
+    for position, k in enumerate(operands(row)):
         part = parts[position] if position < len(parts) else None
         wanted = need >> position & 1 if position < 3 else need & 8
-        if part is None or not wanted or not k:
-            continue
-        if not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
-            continue
-        found.append((k, conform(part, shape_of(k), dtype_of(k))))
+        if part is None or not wanted or not k or not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
+            found.append(None)
+        else:
+            found.append(conform(part, shape_of(k), dtype_of(k)))
     return found
 
 

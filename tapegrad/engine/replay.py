@@ -35,6 +35,7 @@ from tapegrad.engine.structs import (
     STORE_OFFSET,
     SWEEP_BUSY,
     SWEEP_FREED,
+    SWEEP_HOOK,
     SWEEP_KERNEL,
     SWEEP_MEMORY,
     SWEEP_MODIFIED,
@@ -87,7 +88,7 @@ def open_adjoint(S, k):
     b = buffer_of(S, k)
     if b.adj:
         return ADD
-    if b.producer < 0 and b.grad and not s.selective:
+    if b.producer < 0 and b.grad and not s.selective and not b.attached:
         grad = buffer_of(S, b.grad)
         plain = layout_of(S, grad.layout).contiguous == grad.layout
         if plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD:
@@ -263,7 +264,8 @@ def free_saved(S, index):
     address = state_at(S).rows + index * ROW_SIZE
     r = row_at(address)
     if r.saved:
-        release_saved(S, address)
+        if r.kept == 0:
+            release_saved(S, address)
         r.saved = 0
         r.flags |= FREED
 
@@ -439,6 +441,8 @@ def sweep(S, start):
             index -= 1
             continue
         s.fault = index
+        if out.attached and s.hooked != index:
+            return SWEEP_HOOK
         need = wanted_inputs(S, index)
         if need == 0:
             retained = s.retain
@@ -555,6 +559,9 @@ def settle(S):
             continue
         if b.flags & CAPTURE:
             continue
+        if b.attached and b.producer < 0:
+            s.fault = k
+            return SETTLE_PYTHON
         if b.flags & ADJ_IS_GRAD:
             b.flags &= ~ADJ_IS_GRAD
             b.adj = 0
@@ -569,6 +576,15 @@ def settle(S):
             s.fault = k
             return SETTLE_PYTHON
     return DONE if enough else SWEEP_MEMORY
+
+
+@internal_words
+def adjoint_drop(S, k):
+    """Forget the adjoint of a result whose row is next, before it is given another one."""
+    b = buffer_of(S, k)
+    deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
+    b.adj = 0
+    state_at(S).pending -= 1
 
 
 @internal_words
@@ -602,6 +618,7 @@ def sweep_from(S, k, source, retain):
     s.touched = 0
     s.selective = 0
     s.retain = retain
+    s.hooked = -1
     if not seed(S, k, source):
         return SWEEP_MEMORY
     outcome = sweep(S, buffer_of(S, k).producer)

@@ -40,6 +40,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     ),
     "sharing": (
         tape.set_mark,
+        tape.attach,
         tape.cut,
         memory.trim_cache,
         record.adopt_leaf,
@@ -65,6 +66,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         replay.accumulate_adjoint,
         replay.adjoint_buffer,
         replay.adjoint_copy,
+        replay.adjoint_drop,
         replay.abandon,
     ),
 }

@@ -174,6 +174,8 @@ def _any_geometry(geometry, shown):
 
 
 as_strided_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
+OPS[structs.ALIAS] = as_strided_op
+rt.ops[structs.ALIAS]["kind"] = structs.VIEW
 
 
 def rebuild(view: Tensor, base: Tensor) -> None:

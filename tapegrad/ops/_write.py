@@ -8,7 +8,7 @@ from typing import Any
 from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER
+from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED
 from tapegrad.ops import pointwise
 from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
 from tapegrad.ops._view import check_view_may_be_written, rebuild
@@ -88,13 +88,14 @@ def _converted(op: Pointwise, target: Tensor, others: Sequence[Any]) -> list[Ten
 
 
 def _records(target: Tensor, others: Sequence[Any]) -> bool:
-    if rt.mode_of_thread(_S):
-        return False
-    return target.requires_grad or any(isinstance(o, Tensor) and o.requires_grad for o in others)
+    tensors = [target, *(o for o in others if isinstance(o, Tensor))]
+    if any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors):
+        return True
+    return not rt.mode_of_thread(_S) and any(t.requires_grad for t in tensors)
 
 
 def _check_leaf(target: Tensor) -> None:
-    if not rt.mode_of_thread(_S) and target.requires_grad and rt.look(_S, target._id, LOOK_PRODUCER) < 0:
+    if not rt.mode_of_thread(_S) and target.requires_grad and rt.look(_S, target._id, LOOK_NODE) < 0:
         raise RuntimeError(errors.LEAF_IN_PLACE)
 
 
@@ -182,9 +183,9 @@ def _tell_base(view: Tensor, written: Tensor) -> None:
             "a view whose place in its base is not a regular one cannot be written to; write to the base"
         )
     old = base._id
-    k = check_id(rt.share_leaf(_S, old, 0))
+    k = check_id(rt.share_leaf(_S, old, 2))
     attributes = rt.attributes(0, rt.strided_layout(where.shape, where.strides), where.offset)
-    rt.record_on(_S, copy_slices.code, k, old, written._id, attributes)
+    rt.record_on(_S, copy_slices.code, k, old, written._id, 0, attributes)
     base._id = k
     rt.release(_S, old)
     rebuild(view, base)
