@@ -265,11 +265,6 @@ class Tensor:
         return rt.look(_S, self._id, LOOK_NODE) < 0
 
     @property
-    def output_nr(self) -> int:
-        """Which output of `grad_fn` this is; operations have one."""
-        return 0
-
-    @property
     def _version(self) -> int:
         if self.is_inference():
             raise RuntimeError("Inference tensors do not track version counter.")

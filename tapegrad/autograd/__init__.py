@@ -1,6 +1,6 @@
 """Differentiation: `backward`, `grad`, and the graph behind them."""
 
-from tapegrad.autograd import graph
+from tapegrad.autograd import function, graph
 from tapegrad.autograd.anomaly_mode import (
     detect_anomaly,
     is_anomaly_check_nan_enabled,
@@ -8,6 +8,7 @@ from tapegrad.autograd.anomaly_mode import (
     set_detect_anomaly,
 )
 from tapegrad.autograd.backward import backward, grad
+from tapegrad.autograd.function import Function
 from tapegrad.grad_mode import (
     enable_grad,
     inference_mode,
@@ -17,6 +18,7 @@ from tapegrad.grad_mode import (
 )
 
 __all__ = [
+    "Function",
     "backward",
     "detect_anomaly",
     "enable_grad",

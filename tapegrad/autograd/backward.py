@@ -14,8 +14,8 @@ import numpy as np
 from tapegrad import errors
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_hooks
-from tapegrad.autograd.recorded import hooked_parts, sweep_over_tensors
-from tapegrad.autograd.rows import Row, check_versions, handle, modified, operands, read_row
+from tapegrad.autograd.recorded import free_attached, hooked_parts, sweep_over_tensors
+from tapegrad.autograd.rows import check_versions, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
@@ -428,7 +428,8 @@ def _reverse_in_python(index: int) -> None:
             if part is not None:
                 _accumulate(target, part)
     rt.finish_row(_S, index)
-    _drop_packed(row)
+    if not rt.state.retain:
+        free_attached(row)
 
 
 def _adjoint(k: int) -> Tensor:
@@ -443,15 +444,6 @@ def _accumulate(k: int, part: Tensor) -> None:
     rt.load_moves(part.dtype.code)
     if not rt.accumulate_adjoint(_S, k, part._id):
         raise MemoryError("no memory for a gradient")
-
-
-def _drop_packed(row: Row) -> None:
-    # as `free_saved` for what a pack hook keeps
-    attached = attachment(row.out)
-    if attached is not None and attached.packed and not rt.state.retain:
-        attached.packed = None
-        recorded = rt.row(row.index)
-        recorded["flags"] |= structs.FREED
 
 
 def _run_attached(index: int) -> int:

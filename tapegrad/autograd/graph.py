@@ -126,12 +126,22 @@ def node_of(k: int) -> Node:
     return AccumulateGrad(k) if rt.look(_S, k, LOOK_NODE) < 0 else Node(k)
 
 
-def _edge(k: int) -> tuple[Node | None, int]:
-    if not handle(k).requires_grad:
-        return (None, 0)
+def _output_number(k: int) -> int:
     attached = attachment(k)
     context = attached.context if attached is not None else None
-    return (node_of(k), 0 if context is None else context._output_number(k))
+    return 0 if context is None else context._output_number(k)
+
+
+def _edge(k: int) -> tuple[Node | None, int]:
+    return (node_of(k), _output_number(k)) if handle(k).requires_grad else (None, 0)
+
+
+def _output_nr(self: Tensor) -> int:
+    """Which result of `grad_fn` this is; only a user's function has more than one."""
+    return _output_number(self._id)
+
+
+Tensor.output_nr = property(_output_nr)  # type: ignore[attr-defined]
 
 
 class GradientEdge(NamedTuple):
@@ -261,6 +271,12 @@ def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable, *, mode: s
 _disabled = threading.local()
 
 
+def innermost_hooks() -> Any:
+    """The `saved_tensors_hooks` block that packs what this thread saves now, None outside of one."""
+    hooks = getattr(_disabled, "hooks", ())
+    return hooks[-1] if hooks else None
+
+
 class saved_tensors_hooks(contextlib.AbstractContextManager):
     """Within this block, have what operations save for backward packed, and unpacked when backward needs it.
 
@@ -296,7 +312,7 @@ class saved_tensors_hooks(contextlib.AbstractContextManager):
         _disabled.hooks = _disabled.hooks[:-1]
 
     def _pack_row(self, index: int, out: int) -> None:
-        if _disabled.hooks[-1] is not self:  # the innermost block packs
+        if innermost_hooks() is not self:  # the innermost block packs
             return
         recorded = rt.row(index)
         saved = int(recorded["saved"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from tapegrad.autograd.anomaly_mode import check_for_nan, explain, is_anomaly_check_nan_enabled, is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_hooks
-from tapegrad.autograd.rows import Row, check_versions, operand_places, operands, parts_of, read_row
+from tapegrad.autograd.rows import Row, RowOp, check_versions, operand_places, operands, parts_of, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_NODE
@@ -78,6 +78,19 @@ def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Te
     return [changed[places.index(p)] if p in places else None for p in range(max(places, default=-1) + 1)]
 
 
+def free_attached(row: Row) -> None:
+    """Free, as `free_saved` does, what pack hooks and the user's functions keep for a row."""
+    attached = attachment(row.out)
+    if attached is None:
+        return
+    if isinstance(row.op, RowOp):
+        row.op.free(row)
+    if attached.packed:
+        attached.packed = None
+        recorded = rt.row(row.index)
+        recorded["flags"] |= structs.FREED
+
+
 def sweep_over_tensors(roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool) -> Adjoints:
     """Run the reverse sweep from roots with their adjoints; buffers that a selective sweep wants must be marked.
 
@@ -100,4 +113,5 @@ def sweep_over_tensors(roots: Sequence[Tensor], starts: Sequence[Tensor], retain
         adjoints.add_parts(row, hooked_parts(row, g, need, True))
         if not retain:
             rt.free_saved(_S, row.index)
+            free_attached(row)
     return adjoints

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tapegrad import dtypes, errors
@@ -18,6 +18,17 @@ from tapegrad.tensor import Size, Tensor, layout_facts, wrap
 
 _S = rt.S
 _FIELDS = ("in0", "in1", "in2")
+
+
+class RowOp(Op):
+    """An op whose derivative depends on what is attached to its row."""
+
+    def parts(self, row: Row, g: Tensor, need: int) -> Sequence[Tensor | None]:
+        """What it adds to the adjoint of each of the row's `operands`."""
+        raise NotImplementedError
+
+    def free(self, row: Row) -> None:
+        """Let go of what is kept for a row's derivative."""
 
 
 class Row(NamedTuple):
@@ -137,7 +148,10 @@ def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[Tensor | N
     """
     if row.op.kind == structs.VIEW:
         return [place_back(g, row.words, shape_of(row.inputs[0]))]
-    parts = row.op.reverse(g, need, saved_values(row, connected), row.words)
+    if isinstance(row.op, RowOp):
+        parts = row.op.parts(row, g, need)
+    else:
+        parts = row.op.reverse(g, need, saved_values(row, connected), row.words)
     found: list[Tensor | None] = []
     for position, k in enumerate(operands(row)):
         part = parts[position] if position < len(parts) else None
@@ -196,14 +210,19 @@ def modified(index: int, slot: int) -> str:
     """The message for a saved value that was written to."""
     row = rt.row(index)
     k = int(row["out"]) if slot == 3 else int(row[_FIELDS[slot]])
+    return modified_value(k, int(row[f"version{slot}"]), index if slot == 3 else -1)
+
+
+def modified_value(k: int, expected: int, producer: int = -1) -> str:
+    """The message for buffer `k`, saved at a version, that was written to since."""
     storage = int(rt.buffer(k)["storage"])
     facts = {
         "type": dtype_of(k).tensor_type,
         "shape": list(shape_of(k)),
         "version": int(rt.storage(storage)["version"]),
-        "expected": int(row[f"version{slot}"]),
+        "expected": expected,
     }
-    producer = index if slot == 3 else _last_writer(storage)
+    producer = _last_writer(storage) if producer < 0 else producer
     if producer < 0:
         return errors.MODIFIED_LEAF.format(**facts)
     writer = OPS[int(rt.row(producer)["op"])]

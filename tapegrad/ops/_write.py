@@ -156,7 +156,7 @@ def assign(
     view = target._base_tensor() is not None
     rt.mark_written(_S, result._id, 1, int(view))
     if view:
-        _tell_base(target, result)
+        tell_base(target, result)
     else:
         target._id, result._id = result._id, target._id
     return target
@@ -175,8 +175,8 @@ def copy_elements(target: Tensor, source: Tensor) -> None:
     target._address_array()[...] = source._address_array()
 
 
-def _tell_base(view: Tensor, written: Tensor) -> None:
-    # the base becomes "itself with these elements", and the view a view of that
+def tell_base(view: Tensor, written: Tensor) -> None:
+    """Let the base of a written view become "itself with these elements", and the view a view of that."""
     base, where = view._root, view._where
     if where is None:
         raise RuntimeError(
