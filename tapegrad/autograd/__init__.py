@@ -1,6 +1,6 @@
 """Differentiation: `backward`, `grad`, and the graph behind them."""
 
-from tapegrad.autograd import function, graph
+from tapegrad.autograd import forward_ad, function, graph
 from tapegrad.autograd.anomaly_mode import (
     detect_anomaly,
     is_anomaly_check_nan_enabled,

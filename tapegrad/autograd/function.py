@@ -9,7 +9,8 @@ from typing import Any
 from tapegrad import errors
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.graph import innermost_hooks
-from tapegrad.autograd.rows import Row, RowOp, handle, modified_value, shape_of
+from tapegrad.autograd.rows import Row, RowOp, dtype_of, handle, modified_value, shape_of
+from tapegrad.creation import zeros
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_TRACED
@@ -40,6 +41,7 @@ class FunctionCtx:
         self._outputs: list[int] = []  # id of each result that has a place on the tape, 0 for others
         self._likes: list[tuple[Any, Any] | None] = []  # shape and dtype of each result
         self._collected: tuple[Any, dict[int, Tensor]] = (None, {})
+        self._tangents: Sequence[Tensor | None] = ()
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep inputs or outputs of forward for backward, which reads them as `saved_tensors`; to be called once, in forward."""
@@ -143,6 +145,16 @@ class _FunctionOp(RowOp):
         grads = context._take_collected(current_sweep()) if row.words else {0: g}
         return [None, None, None, *call_backward(context, grads, row.extra)]
 
+    def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
+        """What the user's jvp gives, for a function with one result."""
+        context = _context(row.out)
+        tangents = _call_jvp(context, row, given)
+        if row.words:
+            # the results' own rows look the tangents up
+            context._tangents = tangents
+            return zeros(())
+        return tangents[0]
+
     def free(self, row: Row) -> None:
         """Let go of the saved tensors."""
         _context(row.out)._free()
@@ -160,10 +172,13 @@ class _OutputOp(RowOp):
     def parts(self, row: Row, g: Tensor, need: int) -> list[Tensor | None]:
         """A zero that leads the sweep to the function's row."""
         from tapegrad.autograd.backward import current_sweep
-        from tapegrad.creation import zeros
 
         _context(row.out)._collect(current_sweep(), row.words[0], g)
         return [zeros(())]
+
+    def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
+        """The tangent of one result, from the function's row just before."""
+        return _context(row.out)._tangents[row.words[0]]
 
 
 function_op = _FunctionOp()
@@ -190,8 +205,6 @@ def call_backward(context: FunctionCtx, grads: dict[int, Tensor], extra: Sequenc
     Raises:
         RuntimeError: naming the function, if there are too many or too few gradients, or of the wrong shape or kind.
     """
-    from tapegrad.creation import zeros
-
     name = type(context).__name__
     given: list[Tensor | None] = []
     for number, like in enumerate(context._likes):
@@ -231,6 +244,32 @@ def call_backward(context: FunctionCtx, grads: dict[int, Tensor], extra: Sequenc
             )
         parts.append(value)
     return parts
+
+
+def _call_jvp(context: FunctionCtx, row: Row, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    function = context._function
+    if function.jvp is Function.jvp:
+        raise RuntimeError(
+            f"{function.__name__} has no jvp: write a jvp staticmethod, which takes ctx and the tangents of forward's arguments, to use "
+            "it in forward mode"
+        )
+    tangents: list[Any] = []
+    places = iter(zip(row.extra, given[3:], strict=True))
+    for tensor in context._tensors:
+        k, t = next(places) if tensor else (0, None)
+        tangents.append(zeros(shape_of(k), dtype=dtype_of(k)) if tensor and t is None and context._materialize else t)
+    result = function.jvp(context, *tangents)
+    found = result if isinstance(result, tuple) else (result,)
+    if len(found) != len(context._likes):
+        raise RuntimeError(
+            f"{function.__name__}.jvp returned {len(found)} tangents, but forward has {len(context._likes)} results"
+        )
+    for t, like in zip(found, context._likes, strict=True):
+        if t is not None and like is not None and t.shape != like[0]:
+            raise RuntimeError(
+                f"{function.__name__}.jvp returned a tangent of shape {list(t.shape)} for a result of shape {list(like[0])}"
+            )
+    return found
 
 
 def _sums_to(given: Sequence[int], shape: Sequence[int]) -> bool:

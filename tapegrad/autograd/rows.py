@@ -27,6 +27,10 @@ class RowOp(Op):
         """What it adds to the adjoint of each of the row's `operands`."""
         raise NotImplementedError
 
+    def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
+        """The tangent of the row's result, from those of its `operands`."""
+        raise NotImplementedError
+
     def free(self, row: Row) -> None:
         """Let go of what is kept for a row's derivative."""
 
@@ -86,9 +90,11 @@ def dtype_of(k: int) -> dtypes.dtype:
 
 
 def handle(k: int) -> Tensor:
-    """A tensor on a buffer, at its place in the graph."""
+    """A tensor on a buffer, at its place in the graph; it does not follow later writes to what it is a view of."""
     rt.retain(_S, k)
-    return wrap(k)
+    made = wrap(k)
+    made._root = made._where = None
+    return made
 
 
 def operands(row: Row) -> tuple[int, ...]:

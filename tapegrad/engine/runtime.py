@@ -55,6 +55,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         planned.keep_plan,
     ),
     "viewing": (record.record_view, record.record_on),
+    "lanes": (record.run_lanes,),
     "reverse": (replay.sweep_from, replay.sweep, replay.settle),
     "selecting": (
         replay.seed,

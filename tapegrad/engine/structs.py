@@ -167,6 +167,7 @@ STATE = np.dtype(
         ("used_bytes", "i8"),
         ("peak_bytes", "i8"),
         ("free_blocks", "i8", SIZE_CLASSES),
+        ("trace_mask", "i8"),  # TRACED while a transformation is under way, else 0
         ("watcher", "i8"),  # called with each new row (a C function pointer), 0 if nobody watches
         ("watch_error", "i8"),  # exception class a watcher wants raised, and in which thread
         ("watch_thread", "i8"),
@@ -225,7 +226,7 @@ POINTWISE, SELECT, VIEW, KERNEL, PYTHON, REDUCTION = range(6)
 ALIAS = 0
 
 # flags of a row
-DEAD, FREED, TRACED_ROW = 1, 2, 4
+DEAD, FREED, TRACED_ROW, NO_GRAD_ROW = 1, 2, 4, 8
 
 # flags of a buffer
 REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, NO_GRAD_VIEW = (
@@ -238,7 +239,9 @@ REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, NO
     64,
     128,
 )
-TRACED = 256  # depends on the input of a transformation: everything computed from it is recorded
+TRACED = (
+    256  # depends on the input of a transformation: while one is under way, everything computed from it is recorded
+)
 USER_FLAGS = 255  # those that `look` shows
 
 # answers of an entry point that are not an id
