@@ -42,6 +42,8 @@ class FunctionCtx:
         self._likes: list[tuple[Any, Any] | None] = []  # shape and dtype of each result
         self._collected: tuple[Any, dict[int, Tensor]] = (None, {})
         self._tangents: Sequence[Tensor | None] = ()
+        self._arguments = tuple(None if isinstance(a, Tensor) else a for a in inputs)
+        self._batched: Sequence[Tensor] = ()
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep inputs or outputs of forward for backward, which reads them as `saved_tensors`; to be called once, in forward."""

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 
 from tapegrad.autograd.backward import grad
 from tapegrad.autograd.rows import Row, RowOp, conform, dtype_of, operands, shape_of
-from tapegrad.autograd.tracing import check_kept, is_traced, kept_values
+from tapegrad.autograd.tracing import check_kept, kept_values
 from tapegrad.creation import zeros
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
 from tapegrad.ops._place import show_elements
-from tapegrad.ops._rule import Pointwise
+from tapegrad.ops._rule import Op, Pointwise
+from tapegrad.ops._view import detach_op
 from tapegrad.ops._write import copy_slices
 from tapegrad.tensor import Tensor, layout_facts
 
@@ -43,6 +44,8 @@ def tangent_of(row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
         A tensor of the result's shape and dtype; None if it does not depend on those operands.
     """
     op = row.op
+    if op is detach_op:
+        return None
     if op.kind == structs.VIEW:
         assert given[0] is not None
         return show_elements(given[0], row.words[0], row.words[1])
@@ -81,26 +84,37 @@ def _by_partials(op: Pointwise, row: Row, given: Sequence[Tensor | None]) -> Ten
     return total
 
 
-def _by_transposing(row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
-    op = row.op
-    if not rt.ops[op.code]["differentiable"]:
+def by_transposing(
+    op: Op, words: Sequence[int], need: int, kept: Sequence[Tensor | None], given: Sequence[Tensor | None]
+) -> Tensor | None:
+    """The tangent of an operation's result as the transpose of its backward.
+
+    Args:
+        op: the operation.
+        words: its attributes.
+        need: mask of the operands that have a tangent.
+        kept: its three operands and its result.
+        given: the tangents of its operands.
+    """
+    if not rt.ops[op.code]["differentiable"] or kept[3] is None:
         return None
-    need = sum(1 << k for k, t in enumerate(given[:3]) if t is not None) | (
-        8 if any(t is not None for t in given[3:]) else 0
-    )
     saved = int(rt.ops[op.code]["saved"][need & 7])
-    check_kept(row, [k for k in range(4) if saved >> k & 1])
-    kept = kept_values(row)
-    with set_grad_enabled(True):
-        g = zeros(shape_of(row.out), dtype=dtype_of(row.out), requires_grad=True)
-        parts = op.reverse(g, need, [v if saved >> k & 1 else None for k, v in enumerate(kept)], row.words)
     pairs = []
-    for part, t in zip(parts, given, strict=False):
-        if part is not None and t is not None and part.requires_grad:
-            with set_grad_enabled(True):
+    with set_grad_enabled(True):
+        g = zeros(kept[3].shape, dtype=kept[3].dtype, requires_grad=True)
+        parts = op.reverse(g, need, [v if saved >> k & 1 else None for k, v in enumerate(kept)], words)
+        for part, t in zip(parts, given, strict=False):
+            if part is not None and t is not None and part.requires_grad:
                 pairs.append((conform(part, t.shape, t.dtype), t))
     if not pairs:
         return None
     roots, starts = zip(*pairs, strict=True)
-    again = is_grad_enabled() or any(is_traced(s) for s in starts)
-    return grad(roots, [g], starts, create_graph=again, allow_unused=True)[0]
+    return grad(roots, [g], starts, create_graph=is_grad_enabled(), allow_unused=True)[0]
+
+
+def _by_transposing(row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
+    need = sum(1 << k for k, t in enumerate(given[:3]) if t is not None)
+    need |= 8 if any(t is not None for t in given[3:]) else 0
+    saved = int(rt.ops[row.op.code]["saved"][need & 7])
+    check_kept(row, [k for k in range(4) if saved >> k & 1])
+    return by_transposing(row.op, row.words, need, kept_values(row), given)

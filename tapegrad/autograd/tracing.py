@@ -14,6 +14,7 @@ from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.ops._view import as_strided_op
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
 _S = rt.S
@@ -45,6 +46,31 @@ def depth() -> int:
     return getattr(_local, "depth", 0)
 
 
+@contextlib.contextmanager
+def sampling(batch: Any, randomness: str) -> Iterator[None]:
+    """This thread runs a function on the first sample of a batch: values must not steer it."""
+    before = getattr(_local, "samples", ())
+    _local.samples = (*before, (batch, randomness))
+    try:
+        yield
+    finally:
+        _local.samples = before
+
+
+def refuse_reading(t: Tensor, what: str) -> None:
+    """Refuse to turn a tensor into numbers while its samples are not told apart.
+
+    Raises:
+        RuntimeError: naming what was asked.
+    """
+    if getattr(_local, "samples", ()) and is_traced(t):
+        raise RuntimeError(
+            f"vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow, or to read its values "
+            f"({what}). Inside vmap a function runs once for all samples, so values cannot steer it: use tapegrad.where, masks, or map "
+            "over fewer dimensions."
+        )
+
+
 def is_traced(t: Tensor) -> bool:
     """Whether a tensor depends on a traced input."""
     return bool(rt.look(_S, t._id, LOOK_TRACED)) and _open > 0
@@ -55,7 +81,7 @@ def alias(t: Tensor) -> Tensor:
     t._refresh()
     layout = rt.look(_S, t._id, LOOK_META) >> 16
     contiguous = rt.layout(tuple(layout_facts(layout)[0]))
-    k = check_id(rt.record_view(_S, structs.ALIAS, t._id, layout, 0, contiguous, 0))
+    k = check_id(rt.record_view(_S, as_strided_op.code, t._id, layout, 0, contiguous, 0))
     rt.set_flag(_S, k & ~structs.TRACKED_VIEW, structs.IS_VIEW, 0)
     return wrap(k & ~structs.TRACKED_VIEW)
 

@@ -7,9 +7,9 @@ then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
 from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
 from tapegrad.engine.structs import (
-    ALIAS,
     CONST_BUFFER_OFFSET,
     CONST_KEY_OFFSET,
+    DETACHED,
     DTYPE_SLOTS,
     IN_PLACE,
     INFERENCE,
@@ -452,7 +452,7 @@ def share_leaf(S, a, own_version):
         s = state_at(S)
         row = s.rows + s.row_count * ROW_SIZE
         r = row_at(row)
-        r.op = ALIAS
+        r.op = DETACHED
         r.flags = 0
         r.attr = attr
         r.out = k

@@ -250,6 +250,36 @@ def mark_paths(S, first, last):
 
 
 @internal_words
+def reaches_other_leaf(S, k):
+    """Whether buffer `k` was computed from a leaf that requires grad and is not marked CAPTURE."""
+    s = state_at(S)
+    first = buffer_of(S, k).producer
+    found = 0
+    buffer_of(S, k).mark = 1
+    for index in range(first, -1, -1):
+        address = s.rows + index * ROW_SIZE
+        r = row_at(address)
+        if r.flags & DEAD or buffer_of(S, r.out).mark == 0:
+            continue
+        buffer_of(S, r.out).mark = 0
+        inputs = i32(address + ROW_INPUTS_OFFSET)
+        extra = i64(r.attr)[1] if r.attr and r.need & 8 else 0
+        for q in range(3 + extra):
+            if q < 3 and not r.need >> q & 1:
+                continue
+            operand = inputs[q] if q < 3 else i64(r.attr)[2 + q - 3]
+            b = buffer_of(S, operand)
+            if b.flags & CAPTURE or not b.flags & REQUIRES_GRAD:
+                continue
+            if b.producer < 0:
+                found = 1
+            else:
+                b.mark = 1
+    buffer_of(S, k).mark = 0
+    return found
+
+
+@internal_words
 def clear_marks(S, first, last):
     """Undo `mark_paths`."""
     for index in range(first, last + 1):

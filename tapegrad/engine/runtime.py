@@ -61,6 +61,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         replay.seed,
         replay.mark_paths,
         replay.clear_marks,
+        replay.reaches_other_leaf,
         replay.finish_row,
         replay.free_saved,
         replay.wanted_inputs,

@@ -222,8 +222,8 @@ FIRST_OPCODE = 6
 # kinds of opcode: how it runs and how its adjoint is found. SELECT is pointwise with a bool first operand.
 POINTWISE, SELECT, VIEW, KERNEL, PYTHON, REDUCTION = range(6)
 
-# opcode of a tensor that is another one detached, where that is traced
-ALIAS = 0
+# opcode of a traced tensor's detached twin
+DETACHED = 0
 
 # flags of a row
 DEAD, FREED, TRACED_ROW, NO_GRAD_ROW = 1, 2, 4, 8

@@ -174,8 +174,9 @@ def _any_geometry(geometry, shown):
 
 
 as_strided_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
-OPS[structs.ALIAS] = as_strided_op
-rt.ops[structs.ALIAS]["kind"] = structs.VIEW
+detach_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
+OPS[structs.DETACHED] = detach_op
+rt.ops[structs.DETACHED]["kind"] = structs.VIEW
 
 
 def rebuild(view: Tensor, base: Tensor) -> None:
