@@ -1,5 +1,6 @@
 """Differentiation: `backward`, `grad`, and the graph behind them."""
 
+from tapegrad.autograd import functional, graph
 from tapegrad.autograd import function, graph
 from tapegrad.autograd.anomaly_mode import (
     detect_anomaly,
@@ -22,6 +23,7 @@ __all__ = [
     "backward",
     "detect_anomaly",
     "enable_grad",
+    "functional",
     "grad",
     "graph",
     "inference_mode",
