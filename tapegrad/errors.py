@@ -136,6 +136,12 @@ GRADCHECK_OVERLAP = (
 GRADCHECK_NO_GRAD = (
     "gradcheck expects at least one input tensor to require gradient, but none of them have requires_grad=True."
 )
+GRADCHECK_NO_MODE = "Expected at least one of {} or {} to be True"
+GRADCHECK_OPTION = "Setting {}=True requires {} to be True"
+GRADCHECK_OUTPUT = "gradcheck expects func to return a Tensor or a tuple of Tensors, but output {} has type {}."
+GRADGRADCHECK_NO_OUTPUT = (
+    "gradgradcheck expects at least one output of func to require gradient, but none of them does."
+)
 GRADCHECK_PERTURBED = (
     "Expected `func` to return outputs with the same {what} when inputs are perturbed {place}by {eps}, but got: {what}s {low} and "
     "{high}."
@@ -157,6 +163,10 @@ GRADCHECK_NOT_REENTRANT = (
 GRADCHECK_UNDEFINED = (
     "Expected backward function to handle undefined output grads. With only some outputs differentiated, the gradients of the "
     "others are undefined and count as zeros, but got: {}"
+)
+GRADCHECK_TANGENT = (
+    "Mismatch in tangent values for output with index: {output} when input: {input} has an undefined tangent value. Got: {got} but "
+    "expected: {expected}"
 )
 GRADCHECK_BATCHED = (
     "gradcheck or gradgradcheck failed while testing batched gradient computation. To leave this test out, call it with "
