@@ -86,9 +86,14 @@ def dtype_of(k: int) -> dtypes.dtype:
 
 
 def handle(k: int) -> Tensor:
-    """A tensor on a buffer, at its place in the graph."""
+    """A tensor on a buffer, at its place in the graph.
+
+    Nothing is written through it, so that a view among them needs no base to tell of it.
+    """
     rt.retain(_S, k)
-    return wrap(k)
+    t = wrap(k)
+    t._root = t._where = None
+    return t
 
 
 def operands(row: Row) -> tuple[int, ...]:
