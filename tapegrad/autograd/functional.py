@@ -10,7 +10,7 @@ that place of the result; where a tuple, a tuple.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tapegrad import errors
@@ -410,19 +410,31 @@ def _given(found: Sequence[Tensor], one: bool, create_graph: bool) -> Any:
     return found[0] if one else tuple(found)
 
 
+def unit_tensors(t: Tensor) -> Iterator[Tensor]:
+    """For each element of a tensor, zeros of its shape and dtype with a one there."""
+    for k in range(t.numel()):
+        flat = zeros(t.numel(), dtype=t.dtype)
+        flat[k] = 1  # type: ignore[index]
+        yield flat.reshape(t.shape)
+
+
+def _basis(t: Tensor) -> Tensor:
+    # all of them, along a first dimension
+    return eye(t.numel(), dtype=t.dtype).reshape(t.numel(), *t.shape)
+
+
 def _by_rows(
     position: int, out: Tensor, points: Tensors, create_graph: bool, strict: bool, vectorize: bool
 ) -> list[Tensor]:
     """The blocks of the Jacobian in the rows of one output, one an input."""
-    basis = eye(out.numel(), dtype=out.dtype).reshape(out.numel(), *out.shape)
     if vectorize:
-        found = _partials((out,), points, (basis,), create_graph, True, True)
+        found = _partials((out,), points, (_basis(out),), create_graph, True, True)
     else:
         absent = errors.STRICT_OUTPUT_OF_INPUT.replace("{output}", str(position))
         graph = errors.STRICT_JACOBIAN_GRAPH if create_graph else None
         rows = [
             _filled(_partials((out,), points, (start,), create_graph, True), points, strict, absent, graph)
-            for start in basis
+            for start in unit_tensors(out)
         ]
         found = [stack([row[k] for row in rows]) if rows else None for k in range(len(points))]
     return [
@@ -451,7 +463,7 @@ def _columns_by_duals(forward_ad: Any, func: Callable, outputs: Tensors, points:
     columns = []
     for k, x in enumerate(points):
         tangents: list[list[Tensor]] = [[] for _ in outputs]
-        for direction in eye(x.numel(), dtype=x.dtype).reshape(x.numel(), *x.shape):
+        for direction in unit_tensors(x):
             with forward_ad.dual_level():
                 duals = tuple(forward_ad.make_dual(t, direction) if i == k else t for i, t in enumerate(points))
                 for found, out in zip(tangents, _call(func, duals, "jacobian", False)[0]):
@@ -467,8 +479,7 @@ def _columns_by_reverse(outputs: Tensors, points: Tensors, create_graph: bool) -
     pulled = _partials(outputs, points, cotangents, True)
     columns = []
     for x, part in zip(points, pulled):
-        basis = eye(x.numel(), dtype=x.dtype).reshape(x.numel(), *x.shape)
-        found = _partials((part,), cotangents, (basis,), create_graph, True, True)
+        found = _partials((part,), cotangents, (_basis(x),), create_graph, True, True)
         columns.append(
             [
                 zeros(x.numel(), *out.shape, dtype=out.dtype) if column is None else column

@@ -14,6 +14,7 @@ MAPS = {
     "exp and sum": (lambda x: x.exp().sum(1), [A]),
     "two inputs": (lambda x, y: 2 * x.exp() + 3 * y, [A, B]),
     "matrix product": (lambda x, y: (x @ y).tanh(), [A, C]),
+    "product with a view": (lambda x, y: x @ x.t() @ y.t()[:2], [A, C]),
     "outputs of many shapes": (lambda x, y: (x * y, x.sum(), y**2), [A, B]),
     "independent output": (lambda x: (x.detach() * 2, x.sin()), [B]),
     "independent of an input": (lambda x, y: x * x, [B, A]),
@@ -266,9 +267,8 @@ def test_the_graph_of_captured_values_survives():
 def test_under_no_grad(torch, name):
     def run(lib):
         x = inputs_of(lib, [B])
-        v = () if name in ("jacobian", "hessian") else (lib.ones(()).double() if name == "vjp" else like(lib, x),)
-        if name == "vjp":
-            v = (lib.ones((), dtype=lib.float64),)
+        vector = lib.ones((), dtype=lib.float64) if name == "vjp" else like(lib, x)
+        v = () if name in ("jacobian", "hessian") else (vector,)
         with lib.no_grad():
             found = getattr(lib.autograd.functional, name)(lambda x: (x**3).sum(), x, *v)
             assert not lib.is_grad_enabled()
@@ -356,8 +356,7 @@ def test_strict_hessian_without_mixed_terms(torch, name):
     def run(lib):
         x = inputs_of(lib, [B, [1.0, 2.0]])
         v = () if name == "hessian" else (like(lib, x),)
-        found = getattr(lib.autograd.functional, name)(lambda x, y: (x**2).sum() + (y**3).sum(), x, *v, strict=True)
-        return found
+        return getattr(lib.autograd.functional, name)(lambda x, y: (x**2).sum() + (y**3).sum(), x, *v, strict=True)
 
     if name == "hessian":
         assert message_of(tg, run) == message_of(torch, run)
