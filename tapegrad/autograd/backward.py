@@ -176,15 +176,41 @@ def _batched(
     roots: Any, wanted: Any, gradients: Any, retain: bool, create: bool, allow_unused: bool, materialize: bool
 ) -> tuple:
     # one sweep a row of the batch over the retained graph
+    from tapegrad.creation import zeros, zeros_like
     from tapegrad.ops.movement import stack
 
-    count = gradients[0].shape[0]
+    count = _batch_size(roots, gradients)
     rows = []
     for b in range(count):
         keep = retain or b < count - 1
         part = [None if g is None else g[b] for g in gradients]
         rows.append(grad(roots, wanted, part, keep, create, allow_unused or None, False, materialize))
-    return tuple(None if any(g is None for g in column) else stack(list(column)) for column in zip(*rows, strict=True))
+    if not rows:
+        return tuple(zeros(0, *t.shape, dtype=t.dtype) for t in wanted)
+    found: list[Tensor | None] = []
+    for t, column in zip(wanted, zip(*rows, strict=True), strict=True):
+        used = any(g is not None for g in column)
+        found.append(stack([zeros_like(t) if g is None else g for g in column]) if used else None)
+    return tuple(found)
+
+
+def _batch_size(roots: Sequence[Tensor], gradients: Sequence[Any]) -> int:
+    sizes = {}
+    for k, (t, g) in enumerate(zip(roots, gradients, strict=False)):
+        if g is None:
+            continue
+        if not isinstance(g, Tensor):
+            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
+        if g.ndim == 0 or g.shape[1:] != t.shape:
+            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape, expected=t.shape))
+        sizes[k] = g.shape[0]
+    if not sizes:
+        raise ValueError(
+            "is_grads_batched=True needs grad_outputs with a leading batch dimension, but all of them are None"
+        )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"grad_outputs must have one batch size, but got {list(sizes.values())}")
+    return sizes[min(sizes)]
 
 
 _SCALAR = 1  # the layout of 0-d tensors
