@@ -72,9 +72,14 @@ def dtype_of(k: int) -> dtypes.dtype:
 
 
 def handle(k: int) -> Tensor:
-    """A tensor on a buffer, at its place in the graph."""
+    """A tensor on a buffer, at its place in the graph.
+
+    Nothing is written through it, so that a view among them needs no base to tell of it.
+    """
     rt.retain(_S, k)
-    return wrap(k)
+    t = wrap(k)
+    t._root = t._where = None
+    return t
 
 
 def kept_values(row: Row, connected: bool) -> list[Tensor | None]:
@@ -114,9 +119,11 @@ def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[tuple[int,
 
 
 def conform(part: Tensor, shape: Size, dtype: dtypes.dtype) -> Tensor:
-    """A part summed to, or expanded to, an operand's shape, in its dtype."""
+    """A part with an operand's shape and dtype: with its elements in a row, or summed or expanded to it."""
     if part.dtype is not dtype:
         part = part.to(dtype)
+    if part.shape != shape and part.numel() == shape.numel():
+        return part.reshape(shape)
     if part.shape != shape:
         over = part.ndim - len(shape)
         dims = [d for d in range(part.ndim) if d < over or (shape[d - over] == 1 and part.shape[d] != 1)]
