@@ -170,9 +170,11 @@ def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[Tensor | N
 
 
 def conform(part: Tensor, shape: Size, dtype: dtypes.dtype) -> Tensor:
-    """A part summed to, or expanded to, an operand's shape, in its dtype."""
+    """A part with an operand's shape and dtype: with its elements in a row, or summed or expanded to it."""
     if part.dtype is not dtype:
         part = part.to(dtype)
+    if part.shape != shape and part.numel() == shape.numel():
+        return part.reshape(shape)
     if part.shape != shape:
         over = part.ndim - len(shape)
         dims = [d for d in range(part.ndim) if d < over or (shape[d - over] == 1 and part.shape[d] != 1)]

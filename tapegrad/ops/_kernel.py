@@ -244,6 +244,7 @@ class ReductionOp(KernelOp):
     def __init__(self, function: Callable, *, parameters: Sequence[str] = (), **options: Any) -> None:
         super().__init__(function, **options)
         self.reduction_parameters = list(parameters)
+        self.rule_of_second: Callable | None = None
         rt.ops[self.code]["kind"] = structs.REDUCTION
 
     def backward(self, function: Callable) -> Callable:
@@ -254,6 +255,15 @@ class ReductionOp(KernelOp):
         row["differentiable"] = 1
         row["saved"][1:] = sum(1 << k for k, n in enumerate(self.inputs) if n in names) | (8 if "out" in names else 0)
         return function
+
+    def second_follows(self, rule: Callable) -> Callable:
+        """Declare how the second input, which the kernel fills, depends on the operand.
+
+        ``rule(x, shape)`` gives it from the operand and the kept shape, by recorded ops; the derivative over tensors takes that in
+        place of the value kept, which no gradient flows through.
+        """
+        self.rule_of_second = rule
+        return rule
 
     def load_reverse(self, dtype: int) -> None:
         """Build or load the reverse kernel for a dtype code."""
@@ -281,8 +291,13 @@ class ReductionOp(KernelOp):
         values: dict[str, Any] = dict(zip(names, [*kept[: len(self.inputs)], kept[3]], strict=True))
         if values["out"] is not None:
             values["out"] = values["out"].reshape(shape)
-        if len(self.inputs) == 2 and kept[1] is not None:
-            values[self.inputs[1]] = kept[1].reshape(shape)
+        if len(self.inputs) == 2:
+            second = kept[1]
+            if self.rule_of_second is not None:
+                second = self.rule_of_second(kept[0], shape)
+            elif second is not None:
+                second = second.reshape(shape)
+            values[self.inputs[1]] = second
         values["g"] = g.reshape(shape)
         for k, name in enumerate(self.reduction_parameters):
             values[name] = float_of_bits(words[3 + k])
