@@ -1,4 +1,4 @@
-"""What many tests share: tensors in float64, comparisons, and messages word for word."""
+"""What many tests share: numbers, tensors in float64, comparisons, messages word for word, finite differences."""
 
 import re
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+
+RNG = np.random.default_rng(7)
 
 
 def leaf(values, dtype=tg.float64):
@@ -16,6 +18,11 @@ def leaf(values, dtype=tg.float64):
 def const(values, dtype=tg.float64):
     """A tensor that does not."""
     return tg.tensor(values, dtype=dtype)
+
+
+def arrays(shapes, dtype="float64"):
+    """Normal numbers, an array for each shape."""
+    return [RNG.standard_normal(s).astype(dtype) for s in shapes]
 
 
 def vals(t):
@@ -44,3 +51,14 @@ def numeric_gradient(value, arrays, k, step=1e-6):
             sides.append(value(moved))
         gradient[index] = (sides[0] - sides[1]) / (2 * step)
     return gradient
+
+
+def differences(f, operands, weights):
+    """Gradients of ``(weights * f(*operands)).sum()`` with respect to every operand, by central differences."""
+    return [numeric_gradient(lambda moved: (weights * f(*moved)).sum(), operands, k) for k in range(len(operands))]
+
+
+def unbroadcast(array, shape):
+    """An array summed over what a shape was broadcast along."""
+    array = array.sum(tuple(range(array.ndim - len(shape))))
+    return array.sum(tuple(d for d, n in enumerate(shape) if n == 1), keepdims=True).reshape(shape)
