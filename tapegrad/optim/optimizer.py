@@ -227,7 +227,7 @@ def check_number(value: Number, message: str, name: str, below: float = float("i
     """
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element")
-    if not 0.0 <= value < below:  # type: ignore[operator]
+    if not 0.0 <= value < below:
         raise ValueError(f"{message}: {value}")
 
 
