@@ -118,7 +118,10 @@ class Tensor:
 
     __slots__ = ("__weakref__", "_grad", "_id", "_root", "_where")
 
-    _id: int
+    _id: int  # its buffer on the tape
+    _grad: Any  # what `grad` gave last, a tensor or None
+    _root: Tensor | None  # of a view, its base
+    _where: Any  # of a view, its geometry in the base's contiguous elements; None if it has none
 
     def __new__(cls, data: Any = None, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
         from tapegrad import creation
@@ -299,8 +302,8 @@ class Tensor:
                 warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
         try:
-            if self._grad._id == k:  # type: ignore[has-type]
-                return self._grad  # type: ignore[has-type]
+            if self._grad._id == k:
+                return self._grad
         except AttributeError:
             pass
         rt.retain(_S, k)
@@ -312,7 +315,7 @@ class Tensor:
         if value is None:
             if rt.look(_S, self._id, LOOK_GRAD):
                 rt.set_grad(_S, self._id, 0)
-            self._grad = None  # type: ignore[assignment]
+            self._grad = None
             return
         if not isinstance(value, Tensor):
             raise TypeError(f"assigned grad expected to be a Tensor or None but got {type(value).__name__}")
