@@ -5,7 +5,7 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from tapegrad import autograd, func, nn, ops, optim
+from tapegrad import autograd, func, interchange, nn, ops, optim
 from tapegrad.creation import (
     arange,
     as_tensor,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
-from tapegrad.creation import _check_device, _finish, blank, shape_argument
+from tapegrad.creation import check_device, filled, shape_argument
 from tapegrad.tensor import Tensor
 
 
@@ -22,7 +22,7 @@ class Generator:
     """
 
     def __init__(self, device: Any = "cpu") -> None:
-        _check_device(device)
+        check_device(device)
         self.seed()
 
     def manual_seed(self, seed: int) -> Generator:
@@ -81,12 +81,6 @@ def _numpy(generator: Generator | None) -> np.random.Generator:
     return (generator or default_generator)._numpy
 
 
-def _store(shape: tuple[int, ...], values: Any, dtype: Any, requires_grad: bool) -> Tensor:
-    t = blank(shape, dtype)
-    t._address_array()[...] = values
-    return _finish(t, requires_grad)
-
-
 def _float(dtype: Any, name: str) -> Any:
     d = dtypes.get_default_dtype() if dtype is None else dtypes.as_dtype(dtype)
     if not d.is_floating_point:
@@ -98,6 +92,12 @@ def _draw(method: Any, shape: tuple[int, ...], d: Any) -> np.ndarray:
     return method(shape, dtype=np.float64 if d.itemsize == 8 else np.float32)
 
 
+def _drawn(name: str, method: Any, size: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+    check_device(device)
+    d, shape = _float(dtype, name), shape_argument(name, size)
+    return filled(shape, _draw(method, shape, d), d, requires_grad)
+
+
 def rand(
     *size: Any,
     generator: Generator | None = None,
@@ -106,9 +106,7 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:
     """Numbers uniform on [0, 1)."""
-    _check_device(device)
-    d, shape = _float(dtype, "rand"), shape_argument("rand", size)
-    return _store(shape, _draw(_numpy(generator).random, shape, d), d, requires_grad)
+    return _drawn("rand", _numpy(generator).random, size, dtype, device, requires_grad)
 
 
 def randn(
@@ -119,9 +117,7 @@ def randn(
     requires_grad: bool = False,
 ) -> Tensor:
     """Numbers from the standard normal distribution."""
-    _check_device(device)
-    d, shape = _float(dtype, "randn"), shape_argument("randn", size)
-    return _store(shape, _draw(_numpy(generator).standard_normal, shape, d), d, requires_grad)
+    return _drawn("randn", _numpy(generator).standard_normal, size, dtype, device, requires_grad)
 
 
 def randint(
@@ -135,13 +131,13 @@ def randint(
     requires_grad: bool = False,
 ) -> Tensor:
     """Integers from `low` (0 if only `high` is given) up to, but not including, `high`."""
-    _check_device(device)
+    check_device(device)
     if size is None:
         low, high, size = 0, low, high
     if low >= high:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
     shape = shape_argument("randint", (size,))
-    return _store(shape, _numpy(generator).integers(low, high, shape), dtype, requires_grad)
+    return filled(shape, _numpy(generator).integers(low, high, shape), dtype, requires_grad)
 
 
 def randperm(
@@ -153,10 +149,10 @@ def randperm(
     requires_grad: bool = False,
 ) -> Tensor:
     """The integers from 0 to `n` - 1 in random order."""
-    _check_device(device)
+    check_device(device)
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
-    return _store((n,), _numpy(generator).permutation(n), dtype, requires_grad)
+    return filled((n,), _numpy(generator).permutation(n), dtype, requires_grad)
 
 
 def normal(
@@ -177,7 +173,7 @@ def normal(
     m, s = (v.detach().numpy() if isinstance(v, Tensor) else v for v in (mean, std))
     if np.any(np.asarray(s) < 0):
         raise RuntimeError(f"normal expects std >= 0.0, but found std {np.min(s)}")
-    return _store(shape, m + s * _draw(_numpy(generator).standard_normal, shape, d), d, False)
+    return filled(shape, m + s * _draw(_numpy(generator).standard_normal, shape, d), d, False)
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
@@ -185,7 +181,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
     chances = input.detach().numpy() if p is None else p
     if not np.all((np.asarray(chances) >= 0) & (np.asarray(chances) <= 1)):
         raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true, but got false.")
-    return _store(tuple(input.shape), _numpy(generator).random(input.shape) < chances, input.dtype, False)
+    return filled(tuple(input.shape), _numpy(generator).random(input.shape) < chances, input.dtype, False)
 
 
 def multinomial(
@@ -202,7 +198,7 @@ def multinomial(
     draw = _numpy(generator)
     rows = [draw.choice(w.size, num_samples, replace=replacement, p=w / w.sum()) for w in weights]
     found = np.stack(rows) if input.ndim == 2 else rows[0]
-    return _store(found.shape, found, dtypes.int64, False)
+    return filled(found.shape, found, dtypes.int64, False)
 
 
 def _like(name: str, make: Any) -> Any:
@@ -228,9 +224,7 @@ def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: Any
 def _fill_in_place(t: Tensor, values: Any) -> Tensor:
     from tapegrad.ops._write import assign
 
-    source = blank(tuple(t.shape), t.dtype)
-    source._address_array()[...] = values
-    return assign(t, source)
+    return assign(t, filled(tuple(t.shape), values, t.dtype, False))
 
 
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:

@@ -42,7 +42,7 @@ class Row(NamedTuple):
     them.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     op: Op
     out: int
     inputs: tuple[int, ...]
