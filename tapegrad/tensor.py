@@ -355,7 +355,16 @@ class Tensor:
         """Take this tensor out of the graph that computed it, in place."""
         if self._is_view():
             raise RuntimeError("Can't detach views in-place. Use detach() instead.")
-        rt.cut(_S, self._id)
+        if self.is_leaf:
+            rt.set_flag(_S, self._id, REQUIRES_GRAD, 0)
+            return self
+        # what was computed from this tensor keeps its way back through the old place
+        old, grad = self._id, rt.look(_S, self._id, LOOK_GRAD)
+        self._id = check_id(rt.share_leaf(_S, old, 0))
+        if grad:
+            rt.retain(_S, grad)
+            rt.set_grad(_S, self._id, grad)
+        rt.release(_S, old)
         return self
 
     @property

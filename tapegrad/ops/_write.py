@@ -140,9 +140,11 @@ def assign(
         copy_elements(target, result)
         rt.mark_written(_S, target._id, 0, 0)
         return target
-    # the place on the tape keeps the old elements; a new handle takes the memory that is written
+    # the place on the tape keeps the old elements, as a view of nothing; a new handle takes the memory that is written
+    view = target._base_tensor() is not None
     memory = _detached_copy(target)
     rt.take_memory(_S, target._id, memory._id)
+    rt.set_flag(_S, target._id, structs.IS_VIEW, 0)
     try:
         if value is None:
             result = wrap(op.run(operands))  # type: ignore[union-attr]
@@ -150,10 +152,10 @@ def assign(
             result = wrap(pointwise.copy.run([target, value.to(dtype)]))
     except BaseException:
         rt.take_memory(_S, target._id, memory._id)
+        rt.set_flag(_S, target._id, structs.IS_VIEW, view)
         raise
     copy_elements(memory, result)
     rt.take_memory(_S, result._id, memory._id)
-    view = target._base_tensor() is not None
     rt.mark_written(_S, result._id, 1, int(view))
     if view:
         tell_base(target, result)
@@ -188,4 +190,4 @@ def tell_base(view: Tensor, written: Tensor) -> None:
     rt.record_on(_S, copy_slices.code, k, old, written._id, 0, attributes)
     base._id = k
     rt.release(_S, old)
-    rebuild(view, base)
+    rebuild(view, base, written)
