@@ -23,6 +23,7 @@ from tapegrad.engine.tape import (
     LOOK_NODE,
     LOOK_STALE,
     LOOK_STORAGE,
+    LOOK_TRACED,
     LOOK_VERSION,
 )
 from tapegrad.printing import format_tensor
@@ -407,7 +408,15 @@ class Tensor:
     # memory
 
     def _address_array(self) -> np.ndarray:
-        """A NumPy array over this tensor's memory that does not keep it alive."""
+        """A NumPy array over this tensor's memory that does not keep it alive; refused where values may not be read."""
+        if rt.look(_S, self._id, LOOK_TRACED):
+            from tapegrad.autograd.tracing import refuse_reading
+
+            refuse_reading(self)
+        return self._memory_array()
+
+    def _memory_array(self) -> np.ndarray:
+        """As `_address_array`, whoever asks."""
         k = self._id
         meta = rt.look(_S, k, LOOK_META)
         shape, strides, _ = layout_facts(meta >> 16)
@@ -480,7 +489,7 @@ class Tensor:
     def __repr__(self) -> str:
         node = self.grad_fn
         return format_tensor(
-            self._address_array(),
+            self._memory_array(),
             requires_grad=self.requires_grad,
             grad_fn_name=node.name() if node is not None else None,
             default_dtype=dtypes.get_default_dtype().numpy,

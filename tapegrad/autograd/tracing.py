@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from tapegrad import random
 from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -57,18 +58,45 @@ def sampling(batch: Any, randomness: str) -> Iterator[None]:
         _local.samples = before
 
 
-def refuse_reading(t: Tensor, what: str) -> None:
+def refuse_reading(t: Tensor) -> None:
     """Refuse to turn a tensor into numbers while its samples are not told apart.
 
     Raises:
-        RuntimeError: naming what was asked.
+        RuntimeError: if this thread is inside `vmap`.
     """
     if getattr(_local, "samples", ()) and is_traced(t):
         raise RuntimeError(
-            f"vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow, or to read its values "
-            f"({what}). Inside vmap a function runs once for all samples, so values cannot steer it: use tapegrad.where, masks, or map "
-            "over fewer dimensions."
+            f"vmap: the values of a tensor of shape {list(t.shape)} that differs between samples were asked for (by .item(), an `if`, "
+            "float(), indexing with it, NumPy ...). Inside vmap a function runs once for all samples, so values cannot steer it: use "
+            "tapegrad.where or masks, or loop over the samples."
         )
+
+
+def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor | None:
+    """Random numbers inside `vmap`, as its `randomness` asks; None outside of it, and where all samples get the same.
+
+    Args:
+        draw: makes a tensor of random numbers of a shape.
+        shape: of one sample's numbers.
+
+    Raises:
+        RuntimeError: where randomness is an error.
+    """
+    if not getattr(_local, "samples", ()):
+        return None
+    batch, randomness = _local.samples[-1]
+    if randomness == "error":
+        raise RuntimeError(
+            "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' randomness flags "
+            "on vmap or perform the randomness operation out of vmap"
+        )
+    if randomness == "same":
+        return None
+    whole = draw((batch.size, *shape))
+    sample = mark(bare(whole[0].clone()))
+    batch.values[sample._id] = whole
+    batch.keep.append(sample)
+    return sample
 
 
 def is_traced(t: Tensor) -> bool:
@@ -140,3 +168,6 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
         k = ids[position]
         if k and int(rt.storage(int(rt.buffer(k)["storage"]))["version"]) != int(recorded[f"version{position}"]):
             raise RuntimeError(modified(row.index, position))
+
+
+random.draw_samples = random_samples

@@ -44,6 +44,7 @@ class Batch:
     def __init__(self, size: int) -> None:
         self.size = size
         self.values: dict[int, Tensor] = {}
+        self.keep: list[Tensor] = []  # samples made inside the function, whose ids must last
 
     def run(self, rows: Iterable[Row]) -> None:
         """Run rows, in order, for all samples; those that depend on no batched value keep what they have."""

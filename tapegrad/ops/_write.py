@@ -174,7 +174,7 @@ def _detached_copy(t: Tensor) -> Tensor:
 
 def copy_elements(target: Tensor, source: Tensor) -> None:
     """Copy elements into a tensor's memory, outside the tape."""
-    target._address_array()[...] = source._address_array()
+    target._memory_array()[...] = source._memory_array()
 
 
 def tell_base(view: Tensor, written: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,6 +81,7 @@ def pair(g: Generator) -> Step | None:
 
 # reductions
 
+
 def reduction(g: Generator) -> Step | None:
     x = g.pick()
     if x is None:
@@ -152,7 +152,13 @@ def view(g: Generator) -> Step | None:
     wide = [g.random.randint(1, 3) if e == 1 else g.one((-1, e)) for e in t.shape]
     wide = [g.random.randint(1, 2)] * g.chance(0.4) + wide
     forms += [f"{{0}}.expand({wide})", f"{{0}}.{g.one(('reshape', 'view'))}({g.random.sample(sizes, len(sizes))})"]
-    forms += ["{0}.reshape(-1)", f"{{0}}.reshape({sizes})", f"{{0}}.unsqueeze({d})", "{0}.squeeze()", f"{{0}}.squeeze({d})"]
+    forms += [
+        "{0}.reshape(-1)",
+        f"{{0}}.reshape({sizes})",
+        f"{{0}}.unsqueeze({d})",
+        "{0}.squeeze()",
+        f"{{0}}.squeeze({d})",
+    ]
     return g.makes(g.one(forms), x)
 
 
@@ -163,8 +169,12 @@ def parts(g: Generator) -> Step | None:
     d = g.random.randrange(-g[x].ndim, g[x].ndim)
     n = g[x].shape[d]
     cut = g.random.randint(0, n)
-    form = g.one((f"{{0}}.split([{cut}, {n - cut}], {d})", f"{{0}}.unbind({d})", f"{{0}}.chunk(2, {d})", f"{{0}}.split(2, {d})"))
-    count = n if "unbind" in form else 2 if "[" in form else -(-n // max(-(-n // 2), 1)) if "chunk" in form else -(-n // 2)
+    form = g.one(
+        (f"{{0}}.split([{cut}, {n - cut}], {d})", f"{{0}}.unbind({d})", f"{{0}}.chunk(2, {d})", f"{{0}}.split(2, {d})")
+    )
+    count = (
+        n if "unbind" in form else 2 if "[" in form else -(-n // max(-(-n // 2), 1)) if "chunk" in form else -(-n // 2)
+    )
     if 1 < count < 5:
         return Step(form, (x,), tuple(g.name() for _ in range(count)))
     return g.makes(form + "[-1]", x)
@@ -176,10 +186,25 @@ def rearranged(g: Generator) -> Step | None:
         return None
     t = g[x]
     d = g.dim(t)
-    forms = [f"{{0}}.flip({d})", f"{{0}}.roll(1, {d})", "{0}.roll(2)", f"{{0}}.repeat({[2] * max(t.ndim, 1)})", "{0}.clone()"]
-    forms += [f"{{0}}.tile(2)", f"{{0}}.repeat_interleave(2, {d})", "{0}.contiguous()", f"{{0}}.sort({d}, descending=True)[0]"]
+    forms = [
+        f"{{0}}.flip({d})",
+        f"{{0}}.roll(1, {d})",
+        "{0}.roll(2)",
+        f"{{0}}.repeat({[2] * max(t.ndim, 1)})",
+        "{0}.clone()",
+    ]
+    forms += [
+        "{0}.tile(2)",
+        f"{{0}}.repeat_interleave(2, {d})",
+        "{0}.contiguous()",
+        f"{{0}}.sort({d}, descending=True)[0]",
+    ]
     if t.ndim:
-        forms += ["{0}.diag_embed()", "tg.nn.functional.pad({0}, (1, 0))", f"tg.nn.functional.pad({{0}}, (-1, 2), value=0.5)"]
+        forms += [
+            "{0}.diag_embed()",
+            "tg.nn.functional.pad({0}, (1, 0))",
+            "tg.nn.functional.pad({0}, (-1, 2), value=0.5)",
+        ]
     if t.ndim in (1, 2):
         forms += ["{0}.diag()"]
     if t.ndim > 1:
@@ -218,7 +243,10 @@ def advanced_index(g: Generator, shape: Sequence[int], distinct: bool = False) -
     d = g.random.randrange(n)
     if n > 1 and g.chance(0.3) and 0 not in shape:
         e = (d + 1) % n
-        pairs = g.random.sample([(i, j) for i in range(shape[d]) for j in range(shape[e])], g.random.randint(1, 2) if shape[d] * shape[e] > 1 else 1)
+        pairs = g.random.sample(
+            [(i, j) for i in range(shape[d]) for j in range(shape[e])],
+            g.random.randint(1, 2) if shape[d] * shape[e] > 1 else 1,
+        )
         items[d], items[e] = ([p[k] for p in pairs] for k in (0, 1))
     elif g.chance(0.3):
         items[d] = f"tg.tensor([{places(g, shape[d], distinct)}], dtype=tg.int64)"
@@ -238,7 +266,11 @@ def taken(g: Generator) -> Step | None:
         return None
     t = g[x]
     forms = [f"{{0}}[{advanced_index(g, t.shape)}]"] * 2
-    forms += ["{0}[{0} > 0.3]", "{0}.masked_select({0} < 0.4)", f"{{0}}.take(tg.tensor({places(g, t.numel())}, dtype=tg.int64))"]
+    forms += [
+        "{0}[{0} > 0.3]",
+        "{0}.masked_select({0} < 0.4)",
+        f"{{0}}.take(tg.tensor({places(g, t.numel())}, dtype=tg.int64))",
+    ]
     if t.ndim:
         d = g.random.randrange(-t.ndim, t.ndim)
         rows = places(g, t.shape[d])
@@ -271,8 +303,12 @@ def joined(g: Generator) -> Step | None:
         d = g.random.randint(-t.ndim - 1, t.ndim)
         return g.makes(g.one((f"tg.stack([{{0}}, {{1}}], {d})", f"tg.stack([{{0}}, {{1}}, {{0}}], {d})")), a, same)
     d = g.random.randrange(t.ndim)
-    other = g.pick(lambda u: u.ndim == t.ndim and all(m == n or k == d for k, (m, n) in enumerate(zip(u.shape, t.shape))))
-    form = g.one((f"tg.cat([{{0}}, {{1}}], {d})", f"tg.cat([{{1}}, {{0}}, {{0}}], {d - t.ndim})", "tg.hstack([{0}, {1}])"))
+    other = g.pick(
+        lambda u: u.ndim == t.ndim and all(m == n or k == d for k, (m, n) in enumerate(zip(u.shape, t.shape)))
+    )
+    form = g.one(
+        (f"tg.cat([{{0}}, {{1}}], {d})", f"tg.cat([{{1}}, {{0}}, {{0}}], {d - t.ndim})", "tg.hstack([{0}, {1}])")
+    )
     return g.makes(form, a, other if not g.chance(0.03) else g.pick())
 
 
@@ -293,7 +329,14 @@ def product(g: Generator) -> Step | None:
         special = {(1, 1): "tg.dot({0}, {1})", (2, 2): "{0}.mm({1})", (2, 1): "{0}.mv({1})", (3, 3): "{0}.bmm({1})"}
         form = special.get((t.ndim, u.ndim), "tg.matmul({0}, {1})")
         if form == "{0}.mm({1})":
-            form = g.one((form, "tg.einsum('ij,jk->ki', {0}, {1})", "tg.addmm({0} @ {1}, {0}, {1}, beta=0.5)", "tg.tensordot({0}, {1}, 1)"))
+            form = g.one(
+                (
+                    form,
+                    "tg.einsum('ij,jk->ki', {0}, {1})",
+                    "tg.addmm({0} @ {1}, {0}, {1}, beta=0.5)",
+                    "tg.tensordot({0}, {1}, 1)",
+                )
+            )
     if form == "{0} @ {1}.mT" and u.ndim == 2 and g.chance(0.4):
         form = "tg.nn.functional.linear({0}, {1})"
     return g.makes(form, a, b)
@@ -310,12 +353,21 @@ def write(g: Generator) -> Step | None:
     n = g.number()
     forms = [f"{{0}}.{op}({n})" for op in ("add_", "mul_", "sub_", "div_", "fill_", "clamp_min_")]
     forms += [f"{{0}} {op}= {n}" for op in "+-*/"]
-    forms += [f"{{0}}.{op}_()" for op in ("sin", "tanh", "sigmoid", "neg", "relu", "zero", "abs", "square", "cos", "atan")]
-    forms += ["{0}.clamp_(-0.7, 0.9)", "{0}.mul_(0.3).exp_()", "{0}.pow_(2)", f"{{0}}.masked_fill_({mask(g, t.shape)}, {n})"]
+    forms += [
+        f"{{0}}.{op}_()" for op in ("sin", "tanh", "sigmoid", "neg", "relu", "zero", "abs", "square", "cos", "atan")
+    ]
+    forms += [
+        "{0}.clamp_(-0.7, 0.9)",
+        "{0}.mul_(0.3).exp_()",
+        "{0}.pow_(2)",
+        f"{{0}}.masked_fill_({mask(g, t.shape)}, {n})",
+    ]
     if g.chance(0.4):
         return Step(g.one(forms), (x,), writes=True)
     y = g.partner(t.shape, within=True)
-    forms = [f"{{0}}.{op}_({{1}})" for op in ("add", "mul", "sub", "copy", "copy", "maximum")] + ["{0}.div_({1} * {1} + 1)"]
+    forms = [f"{{0}}.{op}_({{1}})" for op in ("add", "mul", "sub", "copy", "copy", "maximum")] + [
+        "{0}.div_({1} * {1} + 1)"
+    ]
     forms += [f"{{0}} {op}= {{1}}" for op in "+-*"] + ["{0}.add_({1}, alpha=0.5)", "{0}.addcmul_({1}, {1}, value=0.5)"]
     forms += ["{0}.lerp_({1}, 0.3)", "{0}.masked_fill_({1} > 0.2, 0.5)"]
     return y and Step(g.one(forms), (x, y), writes=True)
@@ -336,7 +388,9 @@ def write_part(g: Generator) -> Step | None:
         form = g.one((f"{{0}}[{index}] = {g.number()}", f"{{0}}[{index}] += 0.5", f"{{0}}[{index}] *= 0.5"))
         return Step(form, (x,), writes=True)
     y = g.partner(shape, within=True)
-    form = g.one((f"{{0}}[{index}] = {{1}}", f"{{0}}[{index}] = {{1}}", f"{{0}}[{index}] += {{1}}", f"{{0}}[{index}] *= {{1}}"))
+    form = g.one(
+        (f"{{0}}[{index}] = {{1}}", f"{{0}}[{index}] = {{1}}", f"{{0}}[{index}] += {{1}}", f"{{0}}[{index}] *= {{1}}")
+    )
     return y and Step(form, (x, y), writes=True)
 
 
@@ -354,7 +408,12 @@ def write_rows(g: Generator) -> Step | None:
     wanted[d] = len(rows)
     source = g.pick(lambda u: list(u.shape) == wanted)
     if source and g.chance(0.6):
-        op = g.one((f"index_copy{place}({d}, tg.tensor({rows}), {{1}})", f"index_add{place}({d}, tg.tensor({rows}), {{1}}, alpha=0.5)"))
+        op = g.one(
+            (
+                f"index_copy{place}({d}, tg.tensor({rows}), {{1}})",
+                f"index_add{place}({d}, tg.tensor({rows}), {{1}}, alpha=0.5)",
+            )
+        )
         return _perhaps_new(g, f"{{0}}.{op}", (x, source), place)
     wanted[d] = len(many)
     source = g.pick(lambda u: list(u.shape) == wanted)
@@ -364,8 +423,18 @@ def write_rows(g: Generator) -> Step | None:
         return _perhaps_new(g, f"{{0}}.{op}", (x, source), place)
     source = g.pick(lambda u: u.ndim == 0)
     if source and g.chance(0.5):
-        return _perhaps_new(g, f"{{0}}.index_put{place}((tg.tensor({[r % t.shape[0] for r in many]}),), {{1}}, accumulate=True)", (x, source), place)
-    op = g.one((f"index_fill{place}({d}, tg.tensor({rows}), {g.number()})", f"masked_fill{place}({mask(g, t.shape)}, {g.number()})"))
+        return _perhaps_new(
+            g,
+            f"{{0}}.index_put{place}((tg.tensor({[r % t.shape[0] for r in many]}),), {{1}}, accumulate=True)",
+            (x, source),
+            place,
+        )
+    op = g.one(
+        (
+            f"index_fill{place}({d}, tg.tensor({rows}), {g.number()})",
+            f"masked_fill{place}({mask(g, t.shape)}, {g.number()})",
+        )
+    )
     return _perhaps_new(g, f"{{0}}.{op}", (x,), place)
 
 
@@ -381,7 +450,11 @@ def graph(g: Generator) -> Step | None:
     if x is None:
         return None
     t = g[x]
-    forms = ["{0}.detach()"] * 2 + ["{0}.detach().requires_grad_()", "{0}.detach().clone().requires_grad_()", "{0}.clone()"]
+    forms = ["{0}.detach()"] * 2 + [
+        "{0}.detach().requires_grad_()",
+        "{0}.detach().clone().requires_grad_()",
+        "{0}.clone()",
+    ]
     if t.is_leaf and t.grad is not None:
         forms += ["{0}.grad.clone()"] * 4 + ["{0}.grad * 2"]
     changes = ["{0}.requires_grad_()", "{0}.retain_grad()", "{0}.retain_grad()", "{0}.retain_grad()", "{0}.detach_()"]
