@@ -240,9 +240,9 @@ def pow(x, y):
 
 @pow.backward
 def _(g, x, y, out):
-    # powers and logarithms stay finite where a partial is zero: an infinite one would make the next derivative NaN
+    # no infinite power or logarithm where a partial is zero: it would make the next derivative NaN
     return (
-        g * (y * vecmath.pow(x, y - 1 if y != 0 else y)),
+        g * (y * vecmath.pow(x, y if y == 0 and abs(1 / x) == math.inf else y - 1)),
         g * (out * vecmath.log(1 if x == 0 and y >= 0 else x)),
     )
 
@@ -538,7 +538,11 @@ def atan2(y, x):
 
 @atan2.backward
 def _(g, y, x):
-    return g * x / (x * x + y * y), -g * y / (x * x + y * y)
+    square_of_radius = x * x + y * y
+    return (
+        g * (0 if square_of_radius == 0 else x / square_of_radius),
+        g * (0 if square_of_radius == 0 else -y / square_of_radius),
+    )
 
 
 @pointwise(domain=Real(), reference="numpy:sinh")
