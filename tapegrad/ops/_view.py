@@ -174,6 +174,9 @@ def _any_geometry(geometry, shown):
 
 
 as_strided_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
+detach_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
+OPS[structs.DETACHED] = detach_op
+rt.ops[structs.DETACHED]["kind"] = structs.VIEW
 
 
 def rebuild(view: Tensor, base: Tensor, shown: Tensor | None = None) -> None:
@@ -182,7 +185,7 @@ def rebuild(view: Tensor, base: Tensor, shown: Tensor | None = None) -> None:
     Args:
         view: the view.
         base: its base.
-        shown: a tensor on the memory it shows, if the view keeps older elements elsewhere.
+        shown: a tensor that lies in memory as the view must, if the view itself no longer does.
     """
     where = view._where
     if where is None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_TRACED
 from tapegrad.ops import _fold_pairs, _fold_sums
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import PAIR_COLUMNS, check_input, fold_op, normal_dims, plan_of, select_op
@@ -26,6 +27,8 @@ T = float  # the kernel's type, where a derivative needs it
 
 def wanted(x: Tensor) -> bool:
     """Whether the derivative may be asked for."""
+    if rt.look(_S, x._id, LOOK_TRACED) and rt.state.trace_mask:
+        return True
     return x.requires_grad and not rt.mode_of_thread(_S)
 
 
