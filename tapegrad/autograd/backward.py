@@ -109,7 +109,7 @@ def backward(
     with set_grad_enabled(create_graph):
         for t, g in zip(dict.fromkeys(wanted), found, strict=True):
             if g is not None:
-                _add_to_grad(t, g)
+                _add_to_grad(t, g, own=not create_graph)
 
 
 def grad(
@@ -390,8 +390,12 @@ def _over_tensors(
     return []
 
 
-def _add_to_grad(t: Tensor, g: Tensor) -> None:
-    t.grad = t.grad + g if rt.look(_S, t._id, LOOK_GRAD) else g
+def _add_to_grad(t: Tensor, g: Tensor, own: bool = False) -> None:
+    # a gradient that others may hold too is copied, so that writing to it changes one `.grad` only
+    if rt.look(_S, t._id, LOOK_GRAD):
+        t.grad = t.grad + g  # type: ignore[operator]
+    else:
+        t.grad = g if own else g.clone()  # type: ignore[attr-defined]
 
 
 def _add_to_leaf(t: Tensor, g: Tensor) -> None:

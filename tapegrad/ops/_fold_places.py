@@ -186,12 +186,19 @@ def place_reverse(S, row, start, stop):
     places = i64(buffer_of(S, r.in1).data)
     adjoint = P(i64(S + ADJOINT_OFFSET)[0])
     fresh = i64(S + STORE_OFFSET)[0] == 1
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
+    if inner == 1:
+        for o in range(start, stop):
+            if fresh:
+                for i in range(o * run, (o + 1) * run):
+                    adjoint[i] = 0
+            for i in range(o * picked, (o + 1) * picked):
+                adjoint[o * run + places[i]] += g[i]
+        return
+    blocks = (inner + COLUMNS - 1) // COLUMNS
     for k in range(start, stop):
         o = k // blocks
-        c = (k - o * blocks) * width
-        m = min(width, inner - c)
+        c = (k - o * blocks) * COLUMNS
+        m = min(COLUMNS, inner - c)
         base = o * run * inner + c
         if fresh:
             for q in range(run):

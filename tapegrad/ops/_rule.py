@@ -345,6 +345,7 @@ class Pointwise(Op):
         self.same_on_integers = same_on_integers
         self.differentiable = differentiable
         self._scalars: dict[int, Any] = {}
+        self._uses: dict[int, list[str]] = {}
         row = rt.ops[self.code]
         row["cost"] = cost
         row["inputs"] = self.arity
@@ -406,10 +407,12 @@ class Pointwise(Op):
 
     def partial_uses(self) -> dict[int, list[str]]:
         """For each differentiable input slot, the names its partial uses; a partial of None is no derivative."""
+        if self._uses:
+            return self._uses
         assert self.derivative is not None
         import ast
 
-        uses = {}
+        uses = self._uses
         direct = 0
         self._positions = {}  # of the partials among the returned expressions, by slot
         expressions = _source.partial_expressions(self.derivative)

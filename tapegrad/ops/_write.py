@@ -10,6 +10,7 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED
 from tapegrad.ops import pointwise
+from tapegrad.ops._place import show_elements
 from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
 from tapegrad.ops._view import check_view_may_be_written, rebuild
 from tapegrad.tensor import Tensor, check_id, wrap
@@ -30,15 +31,11 @@ class _CopySlices(Op):
     def reverse(self, g: Tensor, need: int, kept: Sequence[Any], words: Sequence[int]) -> list[Tensor | None]:
         """The base's adjoint loses the written elements to the view's."""
         layout, offset = words[0], words[1]
-        row = rt.layout_row(layout)
-        n = int(row["ndim"])
-        shape, strides = (tuple(int(v) for v in row[f][:n]) for f in ("shape", "strides"))
-        part = g.as_strided(shape, strides, offset)
-        to_view = part.clone() if need & 2 else None
+        to_view = show_elements(g, layout, offset) if need & 2 else None
         to_base = None
         if need & 1:
-            to_base = g.clone()
-            to_base.as_strided(shape, strides, offset).zero_()
+            to_base = g.clone()  # type: ignore[attr-defined]
+            show_elements(to_base, layout, offset).zero_()  # type: ignore[attr-defined]
         return [to_base, to_view]
 
 

@@ -67,10 +67,11 @@ def _logaddexp(x, y):
 
 
 @structs.internal
-def _inverse_power(x, p):
-    result = 1.0
-    for _ in range(p):
-        result /= x
+def _power_below(r, p):
+    # the power p - 1, of p from two on
+    result = r
+    for _ in range(2, p):
+        result *= r
     return result
 
 
@@ -78,27 +79,28 @@ def _inverse_power(x, p):
 def _hurwitz_zeta(p, x):
     # the sum of (x + k)**-p over k >= 0: single terms, then the Euler-Maclaurin series in Bernoulli numbers
     total = 0.0
-    while x < 10 + p:
-        total += _inverse_power(x, p)
+    while x < 9 + p:
+        r = 1 / x
+        total += _power_below(r, p) * r
         x += 1
-    before = _inverse_power(x, p - 1)
-    term = before / x
+    r = 1 / x
+    before = _power_below(r, p)
+    term = before * r
     total += before / (p - 1) + term / 2
-    r = 1 / (x * x)
-    term *= p / (2 * x)
-    total += term / 6
-    term *= (p + 1) * (p + 2) * r / 12
-    total -= term / 30
-    term *= (p + 3) * (p + 4) * r / 30
-    total += term / 42
-    term *= (p + 5) * (p + 6) * r / 56
-    total -= term / 30
-    term *= (p + 7) * (p + 8) * r / 90
-    total += term * 5 / 66
-    term *= (p + 9) * (p + 10) * r / 132
-    total -= term * 691 / 2730
-    term *= (p + 11) * (p + 12) * r / 182
-    return total + term * 7 / 6
+    term *= p * r * (1 / 12)
+    r *= r
+    total += term
+    term *= (p + 1) * (p + 2) * r * (1 / 60)
+    total -= term
+    term *= (p + 3) * (p + 4) * r * (1 / 42)
+    total += term
+    term *= (p + 5) * (p + 6) * r * (1 / 40)
+    total -= term
+    term *= (p + 7) * (p + 8) * r * (5 / 198)
+    total += term
+    term *= (p + 9) * (p + 10) * r * (691 / 27300)
+    total -= term
+    return total + (p + 11) * (p + 12) * r * (35 / 1382) * term
 
 
 @structs.internal
@@ -240,9 +242,9 @@ def pow(x, y):
 
 @pow.backward
 def _(g, x, y, out):
-    # powers and logarithms stay finite where a partial is zero: an infinite one would make the next derivative NaN
+    # no infinite power or logarithm where a partial is zero: it would make the next derivative NaN
     return (
-        g * (y * vecmath.pow(x, y - 1 if y != 0 else y)),
+        g * (y * vecmath.pow(x, y if y == 0 and abs(1 / x) == math.inf else y - 1)),
         g * (out * vecmath.log(1 if x == 0 and y >= 0 else x)),
     )
 
@@ -538,7 +540,11 @@ def atan2(y, x):
 
 @atan2.backward
 def _(g, y, x):
-    return g * x / (x * x + y * y), -g * y / (x * x + y * y)
+    square_of_radius = x * x + y * y
+    return (
+        g * (0 if square_of_radius == 0 else x / square_of_radius),
+        g * (0 if square_of_radius == 0 else -y / square_of_radius),
+    )
 
 
 @pointwise(domain=Real(), reference="numpy:sinh")
