@@ -204,8 +204,8 @@ def sparse_jacobian(
 
     def products(vectors: np.ndarray) -> np.ndarray:
         tensors = from_copy(vectors)
-        found = [product(tensors)] if batched else [product(t) for t in tensors]
-        return np.concatenate([np.empty((0, across), numpy_dtype), *(_rows_of(t, across) for t in found)])
+        found = [_rows_of(product(t), across) for t in ([tensors] if batched else tensors)]
+        return np.concatenate(found) if found else np.empty((0, across), numpy_dtype)
 
     seeds = colouring.seeds(numpy_dtype)
     if not check:
@@ -235,7 +235,7 @@ def _check(colouring: Colouring, jacobian: Any, mix: np.ndarray, mixed: np.ndarr
     along = jacobian if colouring.by == "columns" else jacobian.T
     with np.errstate(invalid="ignore", over="ignore"):
         expected, scale = along @ mix, abs(along) @ abs(mix)
-        eps = float(np.finfo(mixed.dtype).eps)
+        eps = max(float(np.finfo(dtype).eps) for dtype in (mix.dtype, mixed.dtype))
         nothing = eps**0.8 * scale[np.isfinite(scale)].max(initial=0)
         wrong = ~(abs(mixed - expected) <= eps**0.4 * scale + nothing)
         wrong &= np.isfinite(mixed) | np.isfinite(expected)
