@@ -5,7 +5,7 @@ import importlib as _importlib
 from importlib import metadata as _metadata
 from typing import Any as _Any
 
-from tapegrad import autograd, nn, ops, optim
+from tapegrad import autograd, func, interchange, nn, ops, optim
 from tapegrad.creation import (
     arange,
     as_tensor,
@@ -47,6 +47,7 @@ from tapegrad.dtypes import (
     short,
     uint8,
 )
+from tapegrad.func import grad_and_value, value_and_grad, vmap
 from tapegrad.grad_mode import (
     enable_grad,
     inference_mode,

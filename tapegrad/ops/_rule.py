@@ -91,7 +91,10 @@ class Op:
         raise NotImplementedError
 
     def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> Sequence[Any]:
-        """The derivative over tensors: for each input its part of the adjoint, of its shape or one that broadcasts to or from it.
+        """The derivative over tensors: for each input its part of the adjoint.
+
+        A part has the input's shape, or one that broadcasts to or from it, or holds as many elements in the same order. It is
+        made of recorded ops, so that it can be differentiated again by `g` and by what is kept.
 
         Args:
             g: adjoint of the result.
@@ -432,7 +435,8 @@ class Pointwise(Op):
         for slot, used in self.partial_uses().items():
             if need >> slot & 1:
                 partial = partial_over_tensors(self.derivative, self._positions[slot])
-                parts[slot] = partial(*(values[n] for n in used))
+                part = partial(*(values[n] for n in used))
+                parts[slot] = part if isinstance(part, Tensor) else constant(part, g.dtype)
         return parts
 
     # calls

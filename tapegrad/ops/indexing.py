@@ -384,10 +384,10 @@ def put_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
     """The adjoint of taking rows: every row's gradient added where it came from."""
     outer, rows, inner, count = words[:4]
     blank = _zeros((outer, rows, inner), g)
-    flat = index.view(-1)
-    if words[7] >= 0:
-        raise NotImplementedError("a skipped row is the native kernel's business")
-    return put_at(blank, flat, g.view(outer, count, inner), 1, 2, (outer, count, inner), True)
+    flat, lines, skipped = index.view(-1), g.reshape(outer, count, inner), words[7]
+    if skipped >= 0:
+        lines = lines.masked_fill((flat == skipped).view(1, count, 1), 0.0)
+    return put_at(blank, flat, lines, 1, 2, (outer, count, inner), True)
 
 
 def keep_rest(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:

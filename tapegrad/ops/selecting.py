@@ -210,7 +210,7 @@ def scatter_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
     shape = tuple(int(n) for n in rt.layout_row(words[1])["shape"][: int(rt.layout_row(words[1])["ndim"])])
     from tapegrad.creation import zeros
 
-    return _scatter_sum(zeros(shape, dtype=g.dtype), words[0], index, g)
+    return _scatter_sum(zeros(shape, dtype=g.dtype), words[0], index, g.reshape(index.shape))
 
 
 def zero_at(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:

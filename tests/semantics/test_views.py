@@ -4,18 +4,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
-
-
-def vals(t):
-    return t.detach().numpy()
-
-
-def same(t, expected):
-    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
+from tests.helpers import leaf, same, vals
 
 
 def cube(**options):
