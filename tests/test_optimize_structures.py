@@ -8,8 +8,8 @@ import pytest
 from scipy.optimize import Bounds
 
 import tapegrad as tg
+from tapegrad import _tree
 from tapegrad.optimize import minimize
-from tapegrad.optimize._unknowns import leaves_of
 
 
 def clipped(x):
@@ -77,7 +77,7 @@ STRUCTURES = {
 
 
 def leaves(tree):
-    return [leaf for _, leaf in leaves_of(tree)]
+    return [leaf for leaf in _tree.flatten(tree)[0] if leaf is not None]
 
 
 def distance(tree):

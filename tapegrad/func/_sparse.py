@@ -10,19 +10,20 @@ The module imports SciPy's sparse arrays: import it where a sparsity is given, n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from tapegrad.autograd import enable_grad, grad
-from tapegrad.creation import as_tensor, from_copy, zeros
+from tapegrad.creation import as_tensor, from_copy
 from tapegrad.dtypes import as_dtype, float64
+from tapegrad.func._derivatives import vjp
+from tapegrad.func._vmap import vmap
 from tapegrad.tensor import Tensor
 
-__all__ = ["Colouring", "as_pattern", "colour", "jacobian", "sparse_jacobian", "sparsity_of"]
+__all__ = ["Colouring", "as_pattern", "colour", "compressed", "sparse_jacobian", "sparsity_of"]
 
 # rows of a dense Jacobian held at a time while its pattern is looked for
 _BLOCK = 256
@@ -203,9 +204,10 @@ def sparse_jacobian(
     across = colouring.pattern.shape[colouring.by == "rows"]
 
     def products(vectors: np.ndarray) -> np.ndarray:
+        if not len(vectors):
+            return np.empty((0, across), numpy_dtype)
         tensors = from_copy(vectors)
-        found = [_rows_of(product(t), across) for t in ([tensors] if batched else tensors)]
-        return np.concatenate(found) if found else np.empty((0, across), numpy_dtype)
+        return np.concatenate([_rows_of(product(t), across) for t in ([tensors] if batched else tensors)])
 
     seeds = colouring.seeds(numpy_dtype)
     if not check:
@@ -216,6 +218,48 @@ def sparse_jacobian(
     jacobian = colouring.decompress(found[:-1])
     _check(colouring, jacobian, mix, found[-1], products)
     return jacobian
+
+
+def compressed(
+    name: str,
+    results: Sequence[Tensor],
+    arguments: Sequence[Tensor],
+    sparsity: Any,
+    pullback: Callable[[Tensor], Tensor] | None = None,
+    pushforward: Callable[[Tensor], Tensor] | None = None,
+) -> Any:
+    """The sparse Jacobian of one result by one argument, of any shapes.
+
+    Args:
+        name: of the transformation, for messages.
+        results: of the function at this point.
+        arguments: it is differentiated with respect to.
+        sparsity: as `sparse_jacobian` takes it.
+        pullback: from a tensor like the result to one like the argument; or
+        pushforward: the other way.
+
+    Raises:
+        RuntimeError: if there are several results or arguments.
+        ValueError: as `sparse_jacobian`.
+    """
+    if len(results) != 1 or len(arguments) != 1:
+        raise RuntimeError(
+            f"{name}: sparsity is for a function of one tensor that returns one tensor, but there are {len(arguments)} and {len(results)}"
+        )
+    shape = (results[0].numel(), arguments[0].numel())
+    if isinstance(sparsity, Colouring):
+        as_pattern(sparsity.pattern, shape)
+    else:
+        sparsity = colour(sparsity, "columns" if pullback is None else "rows", shape)
+    product = pushforward if pullback is None else pullback
+    assert product is not None
+    like = arguments[0] if pullback is None else results[0]
+
+    def flat(vector: Tensor) -> Tensor:
+        return product(vector.reshape(like.shape)).reshape(-1)  # type: ignore[operator]
+
+    side = "pushforward" if pullback is None else "pullback"
+    return sparse_jacobian(sparsity, **{side: vmap(flat)}, dtype=like.dtype, batched=True)  # type: ignore[arg-type]
 
 
 def _rows_of(result: Any, length: int) -> np.ndarray:
@@ -268,62 +312,6 @@ def _refuse(
     )
 
 
-def _recorded(f: Callable, x: Any) -> tuple[Tensor, Tensor]:
-    """A leaf with the elements of `x`, and `f` of it."""
-    with enable_grad():
-        point = as_tensor(x).detach().clone().requires_grad_()
-        out = f(point)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"f must return a Tensor, but returned {type(out).__name__}")
-    return point, out
-
-
-def _pullback(point: Tensor, out: Tensor) -> Callable[[Tensor], Tensor]:
-    """Products with the transposed Jacobian for the rows of a matrix."""
-
-    def pullback(cotangents: Tensor) -> Tensor:
-        if cotangents.shape[0] == 0:
-            return zeros(0, point.numel(), dtype=point.dtype)
-        seeds = cotangents.reshape(cotangents.shape[0], *out.shape)
-        (found,) = grad(out, point, seeds, retain_graph=True, is_grads_batched=True, materialize_grads=True)
-        assert found is not None
-        return found.reshape(cotangents.shape[0], -1)
-
-    return pullback
-
-
-def jacobian(f: Callable[[Tensor], Tensor], x: Any, sparsity: Any, *, check: bool = True) -> Any:
-    """The sparse Jacobian of a function of one tensor, by reverse products.
-
-    Args:
-        f: from a tensor to a tensor, of any shapes.
-        x: where: a floating tensor or array.
-        sparsity: pattern of shape (outputs, inputs), with the elements of both counted in row-major order (see `as_pattern`), or its
-            `Colouring` by rows.
-        check: see `sparse_jacobian`.
-
-    Returns:
-        A `csr_array` of that shape.
-
-    Raises:
-        ValueError: if the pattern has another shape, or the Jacobian a non-zero outside it.
-        RuntimeError: if the result is not connected to `x`.
-
-    >>> import tapegrad as tg
-    >>> x = tg.tensor([1.0, 2.0, 4.0], dtype=tg.float64)
-    >>> jacobian(lambda x: x[1:] * x[:-1], x, [[1, 1, 0], [0, 1, 1]]).toarray()
-    array([[2., 1., 0.],
-           [0., 4., 2.]])
-    """
-    point, out = _recorded(f, x)
-    shape = (out.numel(), point.numel())
-    if isinstance(sparsity, Colouring):
-        as_pattern(sparsity.pattern, shape)
-    else:
-        sparsity = colour(sparsity, "rows", shape)
-    return sparse_jacobian(sparsity, _pullback(point, out), dtype=out.dtype, batched=True, check=check)
-
-
 def sparsity_of(f: Callable[[Tensor], Tensor], x: Any, samples: int = 2) -> Any:
     """Where the Jacobian of a function is not zero at a point and at random points beside it.
 
@@ -340,7 +328,7 @@ def sparsity_of(f: Callable[[Tensor], Tensor], x: Any, samples: int = 2) -> Any:
         A boolean `csr_array` of shape (outputs, inputs). It costs one reverse sweep an output at each point.
 
     Raises:
-        RuntimeError: if the result is not connected to `x`.
+        RuntimeError: if `f` is no function from one floating tensor to one tensor.
 
     >>> import tapegrad as tg
     >>> sparsity_of(lambda x: x[1:] * x[:-1], tg.zeros(3)).toarray()
@@ -353,12 +341,15 @@ def sparsity_of(f: Callable[[Tensor], Tensor], x: Any, samples: int = 2) -> Any:
     steps += [1e-3 * rng.uniform(-1, 1, centre.shape) * np.maximum(abs(centre), 1) for _ in range(samples)]
     pattern = None
     for step in steps:
-        point, out = _recorded(f, np.asarray(centre + step, centre.dtype))
-        pullback = _pullback(point, out)
-        blocks = [sparse.csr_array((0, point.numel()), dtype=bool)]
+        out, pull = vjp(f, np.asarray(centre + step, centre.dtype))
+        if not isinstance(out, Tensor):
+            raise RuntimeError(f"sparsity_of: f must return one Tensor, but returned {type(out).__name__}")
+        blocks = [sparse.csr_array((0, centre.size), dtype=bool)]
         for first in range(0, out.numel(), _BLOCK):
-            rows = np.eye(min(_BLOCK, out.numel() - first), out.numel(), first, dtype=out.dtype.numpy)
-            blocks.append(sparse.csr_array(pullback(from_copy(rows)).numpy() != 0))
+            count = min(_BLOCK, out.numel() - first)
+            units = np.eye(count, out.numel(), first, dtype=out.dtype.numpy).reshape(count, *out.shape)
+            (rows,) = vmap(pull)(from_copy(units))
+            blocks.append(sparse.csr_array(rows.numpy().reshape(count, centre.size) != 0))
         found = sparse.vstack(blocks, format="csr")
         pattern = found if pattern is None else pattern + found
     return as_pattern(pattern)

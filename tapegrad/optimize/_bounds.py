@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import Bounds
 
-from tapegrad.optimize._unknowns import Unknowns, children_of
+from tapegrad._tree import named_children
+from tapegrad.optimize._unknowns import Unknowns
 from tapegrad.tensor import Tensor
 
 
@@ -61,8 +62,8 @@ def _numbers(ends: tuple[np.ndarray, np.ndarray], unknowns: Unknowns) -> Bounds:
 
 
 def _side(side: Any, unknowns: Unknowns, infinite: float) -> np.ndarray:
-    if not isinstance(side, Tensor) and children_of(side) is None and np.ndim(side) == 0:
-        return np.full(unknowns.size, float(side))
+    if not isinstance(side, Tensor) and named_children(side) is None and np.ndim(side) == 0:
+        return np.full(unknowns.size, infinite if side is None else float(side))
     if type(side) in (list, tuple) and len(side) == unknowns.size and all(np.ndim(v) == 0 for v in side):
         return np.array([_end(v, (), unknowns.name, infinite) for v in side])
     if isinstance(side, np.ndarray) and side.shape == (unknowns.size,):
@@ -71,7 +72,9 @@ def _side(side: Any, unknowns: Unknowns, infinite: float) -> np.ndarray:
 
 
 def _leafwise(tree: Any, values: Any, path: str, infinite: float) -> np.ndarray:
-    children = children_of(tree)
+    children = named_children(tree)
+    if tree is None:
+        return np.empty(0)
     if children is None:
         return _end(values, np.shape(tree), path, infinite).reshape(-1)
     others = _matching(children, values, path)
@@ -94,7 +97,9 @@ def _pair_an_element(bounds: Any, unknowns: Unknowns) -> tuple[np.ndarray, np.nd
 
 
 def _pair_a_leaf(tree: Any, bounds: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
-    children = children_of(tree)
+    children = named_children(tree)
+    if tree is None:
+        return np.empty(0), np.empty(0)
     if children is None:
         shape = tuple(np.shape(tree))
         if bounds is None:
@@ -106,15 +111,17 @@ def _pair_a_leaf(tree: Any, bounds: Any, path: str) -> tuple[np.ndarray, np.ndar
             )
         low, high = (_end(v, shape, path, i) for v, i in zip(bounds, (-np.inf, np.inf), strict=True))
         return low.reshape(-1), high.reshape(-1)
-    others = dict.fromkeys(children) if bounds is None else _matching(children, bounds, path)
+    others = _matching(children, bounds, path)
     pairs = [_pair_a_leaf(child, others[name], path + name) for name, child in children.items()]
     lows, highs = zip(*pairs, strict=True) if pairs else ((), ())
     return np.concatenate([np.empty(0), *lows]), np.concatenate([np.empty(0), *highs])
 
 
 def _matching(children: dict[str, Any], values: Any, path: str) -> dict[str, Any]:
-    """The parts of bounds for the parts of the unknowns."""
-    found = children_of(values) or {}
+    """The parts of bounds for the parts of the unknowns; None is no bound of any."""
+    if values is None:
+        return dict.fromkeys(children)
+    found = named_children(values) or {}
     if found.keys() != children.keys():
         missing = [path + name for name in children if name not in found]
         what = f"there are none for {', '.join(missing)}" if missing else ""

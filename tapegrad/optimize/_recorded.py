@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from tapegrad._tree import named_leaves
 from tapegrad.autograd import grad, inference_mode, no_grad
 from tapegrad.creation import eye, from_copy, zeros
 from tapegrad.dtypes import float32, float64
 from tapegrad.func._sparse import Colouring, colour, sparse_jacobian
 from tapegrad.ops.joining import cat
-from tapegrad.optimize._unknowns import Unknowns, leaves_of
+from tapegrad.optimize._unknowns import Unknowns
 from tapegrad.tensor import Tensor
 
 # whatever the caller's mode is: neither inference mode nor no_grad
@@ -260,7 +261,7 @@ class Residuals(Recorded):
     def joined(self, result: Any) -> Tensor:
         """The numbers as a 1-d tensor."""
         parts = []
-        for path, part in leaves_of(result):
+        for path, part in named_leaves(result):
             if not isinstance(part, Tensor):
                 raise self.cut_off(part, f" at {path}" if path else "")
             parts.append(part.reshape(-1))  # type: ignore[operator]

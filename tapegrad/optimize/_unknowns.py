@@ -2,65 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapegrad import dtypes
+from tapegrad import _tree, dtypes
 from tapegrad.creation import from_copy
 from tapegrad.tensor import Tensor
 
 _NUMBERS = (int, float, np.integer, np.floating)
-
-
-def children_of(tree: Any) -> dict[str, Any] | None:
-    """The parts of a container, by how Python reaches them (``['w']``, ``[0]``, ``.bias``); None for anything else."""
-    if isinstance(tree, dict):
-        return {f"[{key!r}]": value for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return {f".{name}": value for name, value in zip(tree._fields, tree, strict=True)}
-    if isinstance(tree, list | tuple):
-        return {f"[{k}]": value for k, value in enumerate(tree)}
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        return {f".{field.name}": getattr(tree, field.name) for field in dataclasses.fields(tree) if field.init}
-    return {} if tree is None else None
-
-
-def with_children(tree: Any, parts: list[Any]) -> Any:
-    """A container like another one with other parts, in the order of `children_of`."""
-    if isinstance(tree, dict):
-        made = copy.copy(tree)
-        made.update(zip(tree, parts, strict=True))
-        return made
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*parts)
-    if isinstance(tree, list | tuple):
-        return type(tree)(parts)
-    if tree is None:
-        return None
-    names = [field.name for field in dataclasses.fields(tree) if field.init]
-    return dataclasses.replace(tree, **dict(zip(names, parts, strict=True)))
-
-
-def leaves_of(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a structure with their paths, in its order."""
-    children = children_of(tree)
-    if children is None:
-        yield path, tree
-        return
-    for name, child in children.items():
-        yield from leaves_of(child, path + name)
-
-
-def with_leaves(tree: Any, leaves: Iterator[Any]) -> Any:
-    """A structure like another one with other leaves, in the order of `leaves_of`."""
-    children = children_of(tree)
-    if children is None:
-        return next(leaves)
-    return with_children(tree, [with_leaves(child, leaves) for child in children.values()])
 
 
 def is_numbers(value: Any) -> bool:
@@ -86,12 +37,12 @@ class Unknowns:
 
     Args:
         x0: where they start: a tensor, an array, a number, a list of numbers, or a structure (dict, list, tuple, named tuple,
-            dataclass) of tensors, arrays and numbers.
+            dataclass) of tensors, arrays and numbers, and None where there is nothing.
         name: what messages call it.
 
     Attributes:
         tree: the structure.
-        leaves: its leaves.
+        leaves: its leaves but None.
         start: the vector of float64 where they start.
 
     Raises:
@@ -105,7 +56,9 @@ class Unknowns:
         self.leaves: list[Leaf] = []
         parts = []
         stop = 0
-        for path, value in leaves_of(self.tree):
+        for path, value in _tree.named_leaves(self.tree):
+            if value is None:
+                continue
             array = _values(value, name + path)
             start, stop = stop, stop + array.size
             self.leaves.append(Leaf(path, value, array.shape, array.dtype, start, stop))
@@ -128,7 +81,7 @@ class Unknowns:
                 t = t.reshape(leaf.shape)
             return t if leaf.dtype == np.float64 else t.to(dtypes.of_numpy(leaf.dtype))
 
-        return with_leaves(self.tree, map(part, self.leaves))
+        return self._filled(part)
 
     def restore(self, vector: Any) -> Any:
         """A vector in the user's structure: tensors for tensors, arrays for arrays, floats for numbers."""
@@ -142,7 +95,12 @@ class Unknowns:
                 return array
             return array[()] if isinstance(leaf.value, np.generic) else array.item()
 
-        return with_leaves(self.tree, map(part, self.leaves))
+        return self._filled(part)
+
+    def _filled(self, part: Callable[[Leaf], Any]) -> Any:
+        # the user's structure, None where it has None
+        leaves = iter(self.leaves)
+        return _tree.map_leaves(lambda value: None if value is None else part(next(leaves)), self.tree)
 
     def place(self, k: int) -> str:
         """How Python reaches element `k` of the vector, as ``x0['w'][1, 2]``."""
