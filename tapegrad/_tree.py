@@ -96,7 +96,7 @@ def unflatten(leaves: Sequence[Any], structure: Structure) -> Any:
 
 
 def _build(leaves: Any, structure: Structure) -> Any:
-    kind = structure.kind
+    kind: Any = structure.kind
     if kind is None:
         return next(leaves)
     children = [_build(leaves, p) for p in structure.parts]

@@ -110,7 +110,8 @@ def least_squares(
         jac_sparsity: pattern of the Jacobian, a sparse or boolean matrix of shape (residuals, unknowns). It is then computed from as many
             products as the pattern has colours, plus one that checks the pattern, and given to the solver as a sparse matrix.
         callback: as in SciPy (1.16 or later), with the unknowns in their structure.
-        options: SciPy's others: ``ftol xtol gtol x_scale loss f_scale max_nfev tr_solver tr_options verbose``.
+        options: SciPy's others: ``ftol xtol gtol x_scale loss f_scale max_nfev tr_solver tr_options verbose``;
+            arrays among them are over all elements in order.
 
     Returns:
         SciPy's `OptimizeResult`, with `x` in the structure of `x0`; `fun`, `jac` and `grad` over all elements in order.
