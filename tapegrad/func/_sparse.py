@@ -10,6 +10,7 @@ The module imports SciPy's sparse arrays: import it where a sparsity is given, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -207,7 +208,9 @@ def sparse_jacobian(
         if not len(vectors):
             return np.empty((0, across), numpy_dtype)
         tensors = from_copy(vectors)
-        return np.concatenate([_rows_of(product(t), across) for t in ([tensors] if batched else tensors)])
+        if batched:
+            return _array_of(product(tensors), (len(vectors), across))
+        return np.stack([_array_of(product(t), (across,)) for t in tensors])
 
     seeds = colouring.seeds(numpy_dtype)
     if not check:
@@ -262,16 +265,16 @@ def compressed(
     return sparse_jacobian(sparsity, **{side: vmap(flat)}, dtype=like.dtype, batched=True)  # type: ignore[arg-type]
 
 
-def _rows_of(result: Any, length: int) -> np.ndarray:
+def _array_of(result: Any, shape: tuple[int, ...]) -> np.ndarray:
     if not isinstance(result, Tensor):
         raise TypeError(f"a product with a Jacobian must be a Tensor, but got {type(result).__name__}")
     array = result.detach().numpy()
-    if array.size % max(length, 1):
+    if array.size != math.prod(shape):
         raise ValueError(
-            f"a product with the Jacobian has {array.size} elements where sparsity says {length}: "
-            "sparsity has the shape (outputs, inputs)"
+            f"a product with the Jacobian has {array.size} elements where sparsity says {math.prod(shape)}: sparsity has the shape "
+            "(outputs, inputs)"
         )
-    return array.reshape(-1, length) if length else np.empty((1, 0), array.dtype)
+    return array.reshape(shape)
 
 
 def _check(colouring: Colouring, jacobian: Any, mix: np.ndarray, mixed: np.ndarray, products: Callable) -> None:
