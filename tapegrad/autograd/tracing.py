@@ -15,6 +15,7 @@ from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.ops import _reading
 from tapegrad.ops._view import as_strided_op
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
@@ -52,10 +53,14 @@ def sampling(batch: Any, randomness: str) -> Iterator[None]:
     """This thread runs a function on the first sample of a batch: values must not steer it."""
     before = getattr(_local, "samples", ())
     _local.samples = (*before, (batch, randomness))
+    with _lock:
+        _reading.sampling += 1
     try:
         yield
     finally:
         _local.samples = before
+        with _lock:
+            _reading.sampling -= 1
 
 
 def refuse_reading(t: Tensor) -> None:

@@ -20,6 +20,7 @@ from tapegrad.autograd.tracing import bare, check_kept
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
+from tapegrad.func._looping import loop_op, looped
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.ops._fold import Fold, Select
 from tapegrad.ops._kernel import empty
@@ -92,6 +93,8 @@ class Batch:
             found = self._along_runs(op, row)
             if found is not None:
                 return found
+        if op is loop_op:
+            return looped(row, self)
         if op is lanes_op:
             return run_lanes_again(row, self)
         ids = operands(row)
