@@ -1,5 +1,8 @@
 """Transformations of functions: derivatives and maps, in any nesting."""
 
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
 from tapegrad.func._derivatives import (
     functional_call,
     grad,
@@ -29,3 +32,12 @@ __all__ = [
     "vjp",
     "vmap",
 ]
+
+_SPARSE = ("colour", "sparse_jacobian", "sparsity_of")  # which import SciPy's sparse arrays
+
+
+def __getattr__(name: str) -> _Any:
+    """What is slow to import, at first use."""
+    if name in _SPARSE:
+        return getattr(_import_module("tapegrad.func._sparse"), name)
+    raise AttributeError(f"module 'tapegrad.func' has no attribute '{name}'")

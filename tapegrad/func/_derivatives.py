@@ -391,6 +391,7 @@ def jacrev(
     *,
     has_aux: bool = False,
     chunk_size: int | None = None,
+    sparsity: Any = None,
 ) -> Callable:
     r"""A function that computes the Jacobian of `func` by reverse mode: one sweep, batched over the results' elements.
 
@@ -399,10 +400,16 @@ def jacrev(
         argnums: which positional arguments to differentiate with respect to.
         has_aux: whether `func` returns a pair.
         chunk_size: how many elements of the result to sweep from at once; all by default.
+        sparsity: where the Jacobian of one result by one argument may differ from zero, a matrix of shape (elements of the result,
+            elements of the argument), SciPy's sparse or dense, or a `tapegrad.func.colour` of it by rows. Rows that never meet then
+            share one sweep, one more checks the pattern, and what is returned is a SciPy matrix of that shape.
 
     Returns:
         A function of the same arguments. For each result it returns, in the structure of the arguments, tensors of shape
         ``(*result.shape, *argument.shape)``, :math:`\partial y_i / \partial x_j`.
+
+    Raises:
+        ValueError: if the Jacobian has a non-zero outside `sparsity`; it names the place.
 
     >>> import tapegrad as tg
     >>> tg.func.jacrev(lambda x: x**2)(tg.tensor([1.0, 2.0]))
@@ -414,6 +421,14 @@ def jacrev(
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         run = _Recorded("jacrev", func, args, kwargs, _chosen("jacrev", argnums, args), has_aux)
         roots, structure = _outputs("jacrev", run.output)
+        if sparsity is not None:
+            from tapegrad.func._sparse import compressed
+
+            def pull(start: Tensor) -> Tensor:
+                return run.pull_back(roots, [start], True)[0]
+
+            found = compressed("jacrev", roots, run.leaves, sparsity, pullback=pull)
+            return (found, run.finished(run.aux)) if has_aux else found
         rows = []
         for root in roots:
 
@@ -440,6 +455,7 @@ def jacfwd(
     *,
     randomness: str = "error",
     chunk_size: int | None = None,
+    sparsity: Any = None,
 ) -> Callable:
     r"""A function that computes the Jacobian of `func` by forward mode: one push, batched over the arguments' elements.
 
@@ -449,9 +465,13 @@ def jacfwd(
         has_aux: whether `func` returns a pair.
         randomness: as for `vmap`.
         chunk_size: how many elements of an argument to push at once; all by default.
+        sparsity: as for `jacrev`, or a colouring by columns; columns that never meet share one push.
 
     Returns:
         As `jacrev`.
+
+    Raises:
+        ValueError: as `jacrev`.
 
     >>> import tapegrad as tg
     >>> tg.func.jacfwd(lambda x: x**2)(tg.tensor([1.0, 2.0]))
@@ -462,6 +482,11 @@ def jacfwd(
     @functools.wraps(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         run = _Linear("jacfwd", func, args, kwargs, _chosen("jacfwd", argnums, args), has_aux)
+        if sparsity is not None:
+            from tapegrad.func._sparse import compressed
+
+            found = compressed("jacfwd", run.ends, run.seeds, sparsity, pushforward=lambda t: run.push({0: t})[0])
+            return (found, run.aux) if has_aux else found
         columns = []
         for number, seed in enumerate(run.seeds):
 
