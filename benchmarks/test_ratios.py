@@ -1,4 +1,4 @@
-"""Every workload in PyTorch and in tapegrad, one group a row: ``python -m pytest benchmarks``."""
+"""Every workload in PyTorch and in tapegrad, one group a row: ``python -m pytest benchmarks -n 0``."""
 
 import importlib
 

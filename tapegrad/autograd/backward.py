@@ -453,7 +453,7 @@ def _reverse_in_python(index: int) -> None:
     row = read_row(index)
     g = _adjoint(row.out)
     with set_grad_enabled(False):
-        parts = hooked_parts(row, g, rt.wanted_inputs(_S, index), False)
+        parts = hooked_parts(row, g, row.wanted, False)
         for target, part in zip(operands(row), parts, strict=False):
             if part is not None:
                 _accumulate(target, part)
@@ -489,7 +489,7 @@ def _run_attached(index: int) -> int:
                 rt.adjoint_drop(_S, row.out)
                 _accumulate(row.out, changed)
     rt.state["hooked"] = index
-    if not (attached.after or attached.packed) or not rt.wanted_inputs(_S, index):
+    if not (attached.after or attached.packed) or not row.wanted:
         return index
     check_versions(row)
     _reverse_in_python(index)

@@ -65,6 +65,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         replay.finish_row,
         replay.free_saved,
         replay.wanted_inputs,
+        replay.describe_row,
         replay.accumulate_adjoint,
         replay.adjoint_buffer,
         replay.adjoint_copy,
