@@ -55,7 +55,7 @@ class Row(NamedTuple):
     saved: int
     flags: int
     wanted: int  # mask of the operands whose adjoint the sweep under way asks for
-    stale: int  # position of the first saved value that was written to since, -1 if none was
+    stale: int  # mask of the values it holds that were written to since
     attached: bool  # whether anything is attached to the result
     meta: int  # of the result
     metas: tuple[int, int, int]  # of the three operands
@@ -239,8 +239,9 @@ def check_versions(row: Row) -> None:
     """
     if row.flags & structs.FREED:
         raise RuntimeError(errors.BACKWARD_TWICE)
-    if row.stale >= 0:
-        raise RuntimeError(modified(row.index, row.stale))
+    stale = row.stale & row.saved
+    if stale:
+        raise RuntimeError(modified(row.index, (stale & -stale).bit_length() - 1))
 
 
 def _last_writer(storage: int) -> int:

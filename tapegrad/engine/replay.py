@@ -250,8 +250,8 @@ ROW_WORDS = 1024
 def describe_row(S, index, block):
     """Write what Python asks of a row into a block of ROW_WORDS words; the number of words the whole takes.
 
-    Opcode, flags, saved mask, wanted inputs, the first saved value that was written to since (-1: none), whether anything is attached to
-    the result, the result and its META, the three operands each with its META, the number of further operands, the number of attribute
+    Opcode, flags, saved mask, wanted inputs, mask of the held values that were written to since, whether anything is attached to the
+    result, the result and its META, the three operands each with its META, the number of further operands, the number of attribute
     words after the block's size, and those words.
     """
     s = state_at(S)
@@ -263,7 +263,7 @@ def describe_row(S, index, block):
     w[ROW_FLAGS] = r.flags
     w[ROW_SAVED] = r.saved
     w[ROW_WANTED] = wanted_inputs(S, index)
-    w[ROW_STALE] = -1
+    w[ROW_STALE] = 0
     w[ROW_ATTACHED] = out.attached
     w[ROW_OUT] = r.out
     w[ROW_OUT_META] = meta_of(S, r.out)
@@ -272,12 +272,12 @@ def describe_row(S, index, block):
     for k in range(3):
         w[ROW_IN0 + 2 * k] = inputs[k]
         w[ROW_IN0 + 2 * k + 1] = meta_of(S, inputs[k]) if inputs[k] else 0
+    held = r.saved | r.kept
     for k in range(4):
-        position = 3 - k
-        if r.saved >> position & 1:
-            b = buffer_of(S, r.out if position == 3 else inputs[position])
-            if storage_of(S, b.storage).version != versions[position]:
-                w[ROW_STALE] = position
+        if held >> k & 1:
+            b = buffer_of(S, r.out if k == 3 else inputs[k])
+            if storage_of(S, b.storage).version != versions[k]:
+                w[ROW_STALE] |= 1 << k
     w[ROW_EXTRA] = 0
     w[ROW_COUNT] = 0
     if r.attr:
@@ -362,6 +362,30 @@ def free_saved(S, index):
             release_saved(S, address)
         r.saved = 0
         r.flags |= FREED
+
+
+@internal_words
+def enter_sweep(S, retain, selective, block):
+    """Begin a sweep inside or outside of others, whose state is saved in a block of five words."""
+    s = state_at(S)
+    w = i64(block)
+    w[0], w[1], w[2], w[3], w[4] = s.pending, s.touched, s.selective, s.retain, s.hooked
+    s.pending = 0
+    s.touched = 0
+    s.selective = selective
+    s.retain = retain
+    s.hooked = -1
+    s.sweeping += 1
+
+
+@internal_words
+def leave_sweep(S, block):
+    """End a sweep that `enter_sweep` began."""
+    s = state_at(S)
+    w = i64(block)
+    s.pending, s.touched, s.selective, s.retain, s.hooked = w[0], w[1], w[2], w[3], w[4]
+    s.sweeping -= 1
+    drop_orphans(S)
 
 
 @internal_words

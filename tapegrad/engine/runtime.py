@@ -66,6 +66,8 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         replay.free_saved,
         replay.wanted_inputs,
         replay.describe_row,
+        replay.enter_sweep,
+        replay.leave_sweep,
         replay.accumulate_adjoint,
         replay.adjoint_buffer,
         replay.adjoint_copy,
