@@ -174,7 +174,7 @@ def randperm(
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
     numbers = _numpy(generator)
-    return _random((n,), lambda whole: numbers.permuted(np.broadcast_to(np.arange(n), whole), -1), dtype, requires_grad)
+    return _random((n,), lambda whole: numbers.permuted(np.broadcast_to(np.arange(n), whole), axis=-1), dtype, requires_grad)
 
 
 def normal(

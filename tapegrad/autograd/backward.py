@@ -32,6 +32,10 @@ _sweeping = threading.RLock()
 
 def _as_tuple(value: Any) -> tuple:
     # one or several tensors, for some of which edges may stand
+    if type(value) is Tensor:
+        return (value,)
+    if type(value) in (tuple, list) and all(type(v) is Tensor or v is None for v in value):
+        return tuple(value)
     edge = isinstance(value, tuple) and len(value) == 2 and hasattr(value, "output_nr")
     values = (value,) if isinstance(value, Tensor) or value is None or edge else tuple(value)
     return tuple(v.node._result(v.output_nr) if hasattr(v, "output_nr") and hasattr(v, "node") else v for v in values)
@@ -307,38 +311,44 @@ def _run(
     create_graph: bool,
 ) -> list[Tensor | None]:
     """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
-    with _sweeping, _sweep_state(roots, retain, wanted), _under_way(roots):
-        if create_graph or is_anomaly_enabled() or any(rt.look(_S, t._id, LOOK_TRACED) for t in (*roots, *starts)):
-            with set_grad_enabled(create_graph):
-                return _over_tensors(roots, starts, retain, wanted)
-        return _native(roots, starts, wanted)
-
-
-@contextlib.contextmanager
-def _sweep_state(roots: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None) -> Iterator[None]:
-    # a sweep's state, saved around nested ones, and the marks of what a selective one wants
-    outer = (ctypes.c_int64 * 5)()
+    over_tensors = (
+        create_graph or is_anomaly_enabled() or any(rt.look(_S, t._id, LOOK_TRACED) for t in (*roots, *starts))
+    )
+    # a sweep's state is saved around nested ones
+    outer = _OuterState()
     block = ctypes.addressof(outer)
-    rt.enter_sweep(_S, retain, wanted is not None, block)
     marked, top = 0, -1
-    try:
-        if wanted is not None:
-            for t in wanted:
-                rt.set_mark(_S, t._id, 1)
-                rt.set_flag(_S, t._id, structs.CAPTURE, 1)
-            top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
-            if top >= 0:
-                marked = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
-                rt.mark_paths(_S, marked, top)
-        yield
-    finally:
-        if wanted is not None:
-            for t in wanted:
-                rt.set_mark(_S, t._id, 0)
-                rt.set_flag(_S, t._id, structs.CAPTURE, 0)
-            if top >= 0:
-                rt.clear_marks(_S, marked, top)
-        rt.leave_sweep(_S, block)
+    with _sweeping:
+        rt.enter_sweep(_S, retain, wanted is not None, block)
+        _current.append(_Sweep(roots))
+        try:
+            if wanted is not None:
+                for t in wanted:
+                    rt.set_mark(_S, t._id, 1)
+                    rt.set_flag(_S, t._id, structs.CAPTURE, 1)
+                top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
+                if top >= 0:
+                    marked = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
+                    rt.mark_paths(_S, marked, top)
+            if not over_tensors:
+                return _native(roots, starts, wanted)
+            mode = rt.set_mode(_S, structs.NO_GRAD_MODE * (not create_graph))
+            try:
+                return _over_tensors(roots, starts, retain, wanted)
+            finally:
+                rt.set_mode(_S, mode)
+        finally:
+            if wanted is not None:
+                for t in wanted:
+                    rt.set_mark(_S, t._id, 0)
+                    rt.set_flag(_S, t._id, structs.CAPTURE, 0)
+                if top >= 0:
+                    rt.clear_marks(_S, marked, top)
+            _current.pop()
+            rt.leave_sweep(_S, block)
+
+
+_OuterState = ctypes.c_int64 * 5
 
 
 def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:

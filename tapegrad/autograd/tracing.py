@@ -43,6 +43,16 @@ def transforming() -> Iterator[None]:
                 rt.state["trace_mask"] = 0
 
 
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Operations are recorded, also where the caller switched gradients off or is in inference mode."""
+    before = rt.set_mode(_S, 0)
+    try:
+        yield
+    finally:
+        rt.set_mode(_S, before)
+
+
 def depth() -> int:
     """How many transformations this thread is in."""
     return getattr(_local, "depth", 0)

@@ -69,9 +69,8 @@ class Batch:
 
     def _batched(self, row: Row) -> Tensor:
         op = row.op
-        shared = [p for p, k in enumerate((*row.inputs, 0)) if k and k not in self.values]
-        if op.kind != structs.VIEW and op is not copy_slices:
-            check_kept(row, shared)
+        if row.stale and op.kind != structs.VIEW and op is not copy_slices:
+            check_kept(row, [p for p, k in enumerate(row.inputs) if k and k not in self.values])
         if op is detach_op:
             return self.values[row.inputs[0]].detach()
         if op.kind == structs.VIEW:
@@ -111,7 +110,7 @@ class Batch:
         return (handle(k), False) if value is None else (value, True)
 
     def _pointwise(self, op: Pointwise, row: Row) -> Tensor:
-        ndim = len(shape_of(row.out))
+        ndim = len(layout_facts(row.meta >> 16)[0])
         found = []
         for k in row.inputs[: op.arity]:
             t, batched = self._operand(k)
@@ -266,7 +265,7 @@ class _LanesContext:
 class _LanesOp(RowOp):
     # an op's kernel run once a sample
     def __init__(self) -> None:
-        def lanes():
+        def lanes() -> None:
             """An operation run once a sample."""
 
         super().__init__(lanes, structs.PYTHON, "BatchedBackward0", None)

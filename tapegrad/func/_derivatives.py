@@ -12,7 +12,7 @@ from tapegrad import _tree
 from tapegrad.autograd.backward import grad as gradients
 from tapegrad.autograd.rows import Row, handle
 from tapegrad.autograd.tangents import push_forward
-from tapegrad.autograd.tracing import alias, bare, is_traced, mark, rows_between, transforming, unmark
+from tapegrad.autograd.tracing import alias, bare, is_traced, mark, recording, rows_between, transforming, unmark
 from tapegrad.creation import as_tensor, eye, ones_like, zeros_like
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -85,10 +85,12 @@ def _released(tree: Any) -> Any:
 
 def _twin(t: Tensor, grads: bool) -> Tensor:
     # a tensor to differentiate with respect to, at the place of `t` in outer graphs and traces
-    if not (t.requires_grad and grads) and not is_traced(t):
-        return bare(t).requires_grad_()
-    with set_grad_enabled(grads):
-        made = alias(t)
+    if (t.requires_grad and grads) or is_traced(t):
+        with set_grad_enabled(grads):
+            made = alias(t)
+    else:
+        made = bare(t)
+    rt.set_flag(_S, made._id, structs.INFERENCE, 0)
     rt.set_flag(_S, made._id, structs.REQUIRES_GRAD, 1)
     return made
 
@@ -111,7 +113,7 @@ class _Recorded:
                 self.leaves += twins
                 self.structures.append(structure)
                 given[n] = _tree.unflatten(twins, structure)
-            with set_grad_enabled(True):
+            with recording():
                 result = func(*given, **kwargs)
         self.output, self.aux = _with_aux(name, result, aux)
         # whether others may differentiate what comes of this: then derivatives are recorded too
@@ -282,6 +284,7 @@ class _Linear:
         self, name: str, func: Callable, args: Sequence[Any], kwargs: dict, argnums: Sequence[int], aux: bool
     ) -> None:
         given = list(args)
+        grads = is_grad_enabled()
         self.seeds: list[Tensor] = []
         own: list[Tensor] = []  # seeds that no outer transformation traces
         self.structures = []
@@ -299,9 +302,19 @@ class _Linear:
             self.ends, self.structure = _outputs(name, output)
             for t in self.ends:
                 t._refresh()
-        self.output = output
         for t in own:
             unmark(t)
+        # whether others may differentiate what comes of this
+        self.outer = grads and (
+            any(t.requires_grad for t in self.seeds)
+            or any(t.requires_grad and rt.reaches_other_leaf(_S, t._id) for t in self.ends)
+        )
+        self.output = self.finished(output)
+        self.aux = self.finished(self.aux)
+
+    def finished(self, tree: Any) -> Any:
+        """Results as they leave the transformation."""
+        return tree if self.outer else _released(tree)
 
     @property
     def rows(self) -> list[Row]:
@@ -311,7 +324,8 @@ class _Linear:
     def push(self, tangents: dict[int, Tensor]) -> list[Tensor]:
         """The tangents of all results, from those of seeds by number."""
         known = {self.seeds[k]._id: t for k, t in tangents.items()}
-        with transforming():
+        outer = is_grad_enabled() and (self.outer or any(t.requires_grad for t in tangents.values()))
+        with transforming(), set_grad_enabled(outer):
             push_forward(self.rows, known)
             return [known[t._id] if t._id in known else zeros_like(t) for t in self.ends]
 
@@ -438,7 +452,9 @@ def jacrev(
             def pull_back(start: Tensor, root: Tensor = root) -> list[Tensor]:
                 return run.pull_back([root], [start], True)
 
-            if root.numel():
+            if root.numel() == 1:
+                parts = pull_back(ones_like(root).detach())
+            elif root.numel():
                 parts = vmap(pull_back, chunk_size=chunk_size)(_basis(root))
             else:
                 parts = [zeros_like(t).expand((0, *t.shape)) for t in run.leaves]

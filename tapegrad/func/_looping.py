@@ -44,7 +44,7 @@ class _Loop:
 class _LoopOp(RowOp):
     # one result of a call that is made once a sample
     def __init__(self) -> None:
-        def loop():
+        def loop() -> None:
             """A function called once a sample."""
 
         super().__init__(loop, structs.PYTHON, "BatchedBackward0", None)
@@ -60,7 +60,8 @@ class _LoopOp(RowOp):
                 twins = [untraced(t.detach()).requires_grad_() if p in wanted else t for p, t in enumerate(tensors)]
                 result = call(twins)[number]
             chosen = [twins[p] for p in wanted]
-            return list(grad(result, chosen, start, allow_unused=True, materialize_grads=True))
+            parts = grad(result, chosen, start, allow_unused=True, materialize_grads=True)
+            return [t for t in parts if t is not None]
 
         found = iter(call_once_a_sample(pull_back, (g, *(handle(k) for k in row.extra)), {}))
         return [None, None, None, *(next(found) if p in wanted else None for p in range(len(row.extra)))]

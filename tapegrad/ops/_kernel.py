@@ -207,7 +207,7 @@ class KernelOp(Op):
 class _FilledOp(Op):
     # an input that a traced operation filled, as another result of it
     def __init__(self) -> None:
-        def filled():
+        def filled() -> None:
             """What an operation filled beside its result."""
 
         super().__init__(filled, structs.PYTHON, None, None)
