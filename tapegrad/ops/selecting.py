@@ -202,7 +202,7 @@ def _scatter_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:
 
 _scatter_tensor = _scatter_op("scatter_tensor", "ScatterBackward0", False)
 _scatter_number = _scatter_op("scatter_number", "ScatterBackward1", False)
-_scatter_sum = _scatter_op("scatter_sum", "ScatterAddBackward0", True)
+scatter_sum = _scatter_op("scatter_sum", "ScatterAddBackward0", True)
 
 
 def scatter_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
@@ -210,7 +210,7 @@ def scatter_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
     shape = tuple(int(n) for n in rt.layout_row(words[1])["shape"][: int(rt.layout_row(words[1])["ndim"])])
     from tapegrad.creation import zeros
 
-    return _scatter_sum(zeros(shape, dtype=g.dtype), words[0], index, g.reshape(index.shape))
+    return scatter_sum(zeros(shape, dtype=g.dtype), words[0], index, g.reshape(index.shape))
 
 
 def zero_at(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
@@ -259,7 +259,7 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     d, index = _check_along("scatter_add", input, dim, index, src)
     check_tensor("scatter_add", src)
     same_dtype("scatter_add", input, src)
-    return _scatter_sum(input, d, index, src)
+    return scatter_sum(input, d, index, src)
 
 
 # rows
