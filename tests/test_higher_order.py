@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
-from test_ops import SAMPLED, SMOOTH, constant_inputs, draw, sample_parts
 
 import tapegrad as tg
+import tapegrad.nn.functional as F
 from tapegrad.autograd.graph import Node
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_OP
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS
 from tapegrad.ops._view import ViewOp
+from tapegrad.ops.scan import recurrence
+from tests.test_ops import SAMPLED, SMOOTH, constant_inputs, draw, sample_parts
 
 STEP = 1e-5
 WEIGHTS = tg.tensor([0.5, 1.5, 0.0, 2.0], dtype=tg.float64)
@@ -223,7 +225,7 @@ def test_every_differentiable_op_is_among_the_cases():
     for op in OPS:
         differentiable = op is not None and (op.derivative is not None or int(rt.ops[op.code]["differentiable"]))
         # of conversions only the one that finite differences can see
-        if differentiable and op.__module__.startswith("tapegrad") and op.name != "to_float32":
+        if differentiable and op.__module__.startswith("tapegrad.ops") and op.name != "to_float32":
             assert op.name in seen, op.name
 
 

@@ -648,13 +648,12 @@ def run_lanes(S, op, out, a, b, c, batch, steps, attr):
 
 @internal_words
 def take_memory(S, a, k):
-    """Exchange the memory of buffers `a` and `k`: each keeps its place on the tape and takes the other's elements as they are now."""
+    """Exchange the memory of buffers `a` and `k`: each keeps its place on the tape and takes the other's elements."""
     A = buffer_of(S, a)
     K = buffer_of(S, k)
     A.storage, K.storage = K.storage, A.storage
     A.data, K.data = K.data, A.data
     A.layout, K.layout = K.layout, A.layout
-    A.stamp, K.stamp = storage_of(S, A.storage).graph_version, storage_of(S, K.storage).graph_version
 
 
 @internal_words

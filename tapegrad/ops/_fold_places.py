@@ -213,13 +213,12 @@ def place_reverse(S, row, start, stop):
 def place_parts(g, places, words):
     """The derivative that `place_reverse` computes, over tensors."""
     from tapegrad.creation import zeros
-    from tapegrad.ops.selecting import scatter_add
+    from tapegrad.ops.selecting import scatter_sum
 
     outer, run, inner = words[1:4]
-    shape = (outer, -1, inner)
-    if not g.numel():
-        return zeros((outer, run, inner), dtype=g.dtype)
-    return scatter_add(zeros((outer, run, inner), dtype=g.dtype), 1, places.reshape(shape), g.reshape(shape))
+    blank = zeros((outer, run, inner), dtype=g.dtype)
+    picked = (outer, g.numel() // max(outer * inner, 1), inner)
+    return scatter_sum(blank, 1, places.reshape(picked), g.reshape(picked))
 
 
 def median_kernel(S, row, start, stop):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 import struct
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -359,6 +360,29 @@ class Pointwise(Op):
             setattr(Tensor, self.name, _method(self))
             if out is None:
                 setattr(Tensor, self.name + "_", _in_place_method(self))
+
+    def twin(self, name: str, grad_name: str) -> Pointwise:
+        """The same op, not public, under another name and another name of its `grad_fn`."""
+        code, function = self.function.__code__, self.function
+        twin = types.FunctionType(code, function.__globals__, name)
+        twin.__doc__, twin.__module__, twin.__qualname__ = self.__doc__, self.__module__, name
+        other = Pointwise(
+            twin,
+            domain=self.domain,
+            reference=self.reference,
+            dtypes=self.dtypes,
+            out=self.out,
+            grad_name=grad_name,
+            cost=int(rt.ops[self.code]["cost"]),
+            method=False,
+            public=False,
+            select=self.kind == structs.SELECT,
+            same_on_integers=self.same_on_integers,
+            differentiable=self.differentiable,
+        )
+        if self.derivative is not None:
+            other.backward(self.derivative)
+        return other
 
     # source
 

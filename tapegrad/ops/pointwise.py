@@ -350,26 +350,8 @@ def _(g, x):
     return 2 * g * x
 
 
-@pointwise(domain=Real(0.1, 4.0), reference="numpy:sqrt", grad_name="PowBackward0", method=False, public=False)
-def pow_half(x):
-    r"""The power :math:`x^{1/2}`."""
-    return vecmath.sqrt(x)
-
-
-@pow_half.backward
-def _(g, out):
-    return g / (2 * out)
-
-
-@pointwise(domain=Real(0.3, 4.0), reference="numpy:reciprocal", grad_name="PowBackward0", method=False, public=False)
-def pow_minus_one(x):
-    r"""The power :math:`x^{-1}`."""
-    return 1 / x
-
-
-@pow_minus_one.backward
-def _(g, out):
-    return -g * out * out
+pow_half = sqrt.twin("pow_half", "PowBackward0")
+pow_minus_one = reciprocal.twin("pow_minus_one", "PowBackward0")
 
 
 # exponentials and logarithms
@@ -932,62 +914,10 @@ def _(g, x, high):
     return g if x <= high else 0, g if x > high else 0
 
 
-@pointwise(
-    domain=Domain((-4.0, 4.0), (-2.0, -1.0), (1.0, 2.0)),
-    reference="numpy:clip",
-    dtypes=NUMBERS,
-    cost=2,
-    grad_name="ClampBackward0",
-    public=False,
-    method=False,
-)
-def clamp_numbers(x, low, high):
-    """Values limited to an interval given by numbers."""
-    raised = x if x > low or x != x else low
-    return raised if raised < high or raised != raised else high
-
-
-@clamp_numbers.backward
-def _(g, x, low, high):
-    return g if x >= low and x <= high else 0, None, None
-
-
-@pointwise(
-    domain=Real(),
-    reference="numpy:maximum",
-    dtypes=NUMBERS,
-    cost=2,
-    grad_name="ClampBackward0",
-    public=False,
-    method=False,
-)
-def clamp_low_number(x, low):
-    """Values not below a number."""
-    return x if x > low or x != x else low
-
-
-@clamp_low_number.backward
-def _(g, x, low):
-    return g if x >= low else 0, None
-
-
-@pointwise(
-    domain=Real(),
-    reference="numpy:minimum",
-    dtypes=NUMBERS,
-    cost=2,
-    grad_name="ClampBackward0",
-    public=False,
-    method=False,
-)
-def clamp_high_number(x, high):
-    """Values not above a number."""
-    return x if x < high or x != x else high
-
-
-@clamp_high_number.backward
-def _(g, x, high):
-    return g if x <= high else 0, None
+# the same with bounds that are numbers
+clamp_numbers = clamp_both.twin("clamp_numbers", "ClampBackward0")
+clamp_low_number = clamp_low.twin("clamp_low_number", "ClampBackward0")
+clamp_high_number = clamp_high.twin("clamp_high_number", "ClampBackward0")
 
 
 @pointwise(
