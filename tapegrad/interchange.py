@@ -10,7 +10,7 @@ from tapegrad import errors
 from tapegrad.creation import from_copy
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import REQUIRES_GRAD
-from tapegrad.engine.tape import LOOK_DATA, LOOK_META
+from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_TRACED
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
 _S = rt.S
@@ -41,6 +41,10 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
     """
     if self._flags() & REQUIRES_GRAD and not force:
         raise RuntimeError(errors.NUMPY_GRAD)
+    if rt.look(_S, self._id, LOOK_TRACED):
+        from tapegrad.autograd.tracing import refuse_reading
+
+        refuse_reading(self)
     shape, strides, _ = layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)
     d = self.dtype
     if 0 in shape:

@@ -20,9 +20,10 @@ from tapegrad.engine.tape import (
     LOOK_DATA,
     LOOK_GRAD,
     LOOK_META,
-    LOOK_PRODUCER,
+    LOOK_NODE,
     LOOK_STALE,
     LOOK_STORAGE,
+    LOOK_TRACED,
     LOOK_VERSION,
 )
 from tapegrad.printing import format_tensor
@@ -266,12 +267,7 @@ class Tensor:
     def is_leaf(self) -> bool:
         """Whether the tensor was made by the user rather than by a recorded operation."""
         self._flags()
-        return rt.look(_S, self._id, LOOK_PRODUCER) < 0
-
-    @property
-    def output_nr(self) -> int:
-        """Which output of `grad_fn` this is; operations have one."""
-        return 0
+        return rt.look(_S, self._id, LOOK_NODE) < 0
 
     @property
     def _version(self) -> int:
@@ -287,7 +283,7 @@ class Tensor:
     def grad_fn(self) -> Any:
         """The node of the graph that computes this tensor, None for a leaf."""
         self._flags()
-        if rt.look(_S, self._id, LOOK_PRODUCER) < 0:
+        if rt.look(_S, self._id, LOOK_NODE) < 0:
             return None
         from tapegrad.autograd.graph import Node
 
@@ -298,7 +294,7 @@ class Tensor:
         """The accumulated gradient of a leaf (or of a tensor that retains its own), None before the first `backward`."""
         k = rt.look(_S, self._id, LOOK_GRAD)
         if not k:
-            if rt.look(_S, self._id, LOOK_PRODUCER) >= 0 and not self._flags() & RETAIN_GRAD:
+            if rt.look(_S, self._id, LOOK_NODE) >= 0 and not self._flags() & RETAIN_GRAD:
                 warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
         try:
@@ -360,7 +356,16 @@ class Tensor:
         """Take this tensor out of the graph that computed it, in place."""
         if self._is_view():
             raise RuntimeError("Can't detach views in-place. Use detach() instead.")
-        rt.cut(_S, self._id)
+        if self.is_leaf:
+            rt.set_flag(_S, self._id, REQUIRES_GRAD, 0)
+            return self
+        # what was computed from this tensor keeps its way back through the old place
+        old, grad = self._id, rt.look(_S, self._id, LOOK_GRAD)
+        self._id = check_id(rt.share_leaf(_S, old, 0))
+        if grad:
+            rt.retain(_S, grad)
+            rt.set_grad(_S, self._id, grad)
+        rt.release(_S, old)
         return self
 
     @property
@@ -403,7 +408,15 @@ class Tensor:
     # memory
 
     def _address_array(self) -> np.ndarray:
-        """A NumPy array over this tensor's memory that does not keep it alive."""
+        """A NumPy array over this tensor's memory that does not keep it alive; refused where values may not be read."""
+        if rt.look(_S, self._id, LOOK_TRACED):
+            from tapegrad.autograd.tracing import refuse_reading
+
+            refuse_reading(self)
+        return self._memory_array()
+
+    def _memory_array(self) -> np.ndarray:
+        """As `_address_array`, whoever asks."""
         k = self._id
         meta = rt.look(_S, k, LOOK_META)
         shape, strides, _ = layout_facts(meta >> 16)
@@ -476,7 +489,7 @@ class Tensor:
     def __repr__(self) -> str:
         node = self.grad_fn
         return format_tensor(
-            self._address_array(),
+            self._memory_array(),
             requires_grad=self.requires_grad,
             grad_fn_name=node.name() if node is not None else None,
             default_dtype=dtypes.get_default_dtype().numpy,

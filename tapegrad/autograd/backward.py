@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from tapegrad import errors
-from tapegrad.autograd.recorded import sweep_over_tensors
-from tapegrad.autograd.rows import handle, modified, parts_of, read_row
+from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
+from tapegrad.autograd.attached import attachment, run_after, run_hooks
+from tapegrad.autograd.recorded import free_attached, hooked_parts, sweep_over_tensors
+from tapegrad.autograd.rows import check_versions, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_PRODUCER
+from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.ops._rule import OPS
 from tapegrad.tensor import Tensor, layout_facts, wrap
@@ -27,7 +30,10 @@ _sweeping = threading.RLock()
 
 
 def _as_tuple(value: Any) -> tuple:
-    return (value,) if isinstance(value, Tensor) or value is None else tuple(value)
+    # one or several tensors, for some of which edges may stand
+    edge = isinstance(value, tuple) and len(value) == 2 and hasattr(value, "output_nr")
+    values = (value,) if isinstance(value, Tensor) or value is None or edge else tuple(value)
+    return tuple(v.node._result(v.output_nr) if hasattr(v, "output_nr") and hasattr(v, "node") else v for v in values)
 
 
 def _check_roots(tensors: Sequence[Tensor]) -> None:
@@ -87,9 +93,6 @@ def backward(
     _check_roots(roots)
     retain = create_graph if retain_graph is None else bool(retain_graph)
     gradients = _as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(roots)
-    if inputs is None and len(roots) == 1 and gradients[0] is None and not create_graph:
-        _from_scalar(roots[0], retain)
-        return
     starts = _start_values(roots, gradients)
     if inputs is None:
         _run(roots, starts, retain, None, create_graph)
@@ -106,7 +109,7 @@ def backward(
     with set_grad_enabled(create_graph):
         for t, g in zip(dict.fromkeys(wanted), found, strict=True):
             if g is not None:
-                _add_to_grad(t, g)
+                _add_to_grad(t, g, own=not create_graph)
 
 
 def grad(
@@ -173,15 +176,41 @@ def _batched(
     roots: Any, wanted: Any, gradients: Any, retain: bool, create: bool, allow_unused: bool, materialize: bool
 ) -> tuple:
     # one sweep a row of the batch over the retained graph
+    from tapegrad.creation import zeros, zeros_like
     from tapegrad.ops.movement import stack
 
-    count = gradients[0].shape[0]
+    count = _batch_size(roots, gradients)
     rows = []
     for b in range(count):
         keep = retain or b < count - 1
         part = [None if g is None else g[b] for g in gradients]
         rows.append(grad(roots, wanted, part, keep, create, allow_unused or None, False, materialize))
-    return tuple(None if any(g is None for g in column) else stack(list(column)) for column in zip(*rows, strict=True))
+    if not rows:
+        return tuple(zeros(0, *t.shape, dtype=t.dtype) for t in wanted)
+    found: list[Tensor | None] = []
+    for t, column in zip(wanted, zip(*rows, strict=True), strict=True):
+        used = any(g is not None for g in column)
+        found.append(stack([zeros_like(t) if g is None else g for g in column]) if used else None)
+    return tuple(found)
+
+
+def _batch_size(roots: Sequence[Tensor], gradients: Sequence[Any]) -> int:
+    sizes = {}
+    for k, (t, g) in enumerate(zip(roots, gradients, strict=False)):
+        if g is None:
+            continue
+        if not isinstance(g, Tensor):
+            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
+        if g.ndim == 0 or g.shape[1:] != t.shape:
+            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape, expected=t.shape))
+        sizes[k] = g.shape[0]
+    if not sizes:
+        raise ValueError(
+            "is_grads_batched=True needs grad_outputs with a leading batch dimension, but all of them are None"
+        )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"grad_outputs must have one batch size, but got {list(sizes.values())}")
+    return sizes[min(sizes)]
 
 
 _SCALAR = 1  # the layout of 0-d tensors
@@ -203,7 +232,8 @@ def _from_scalar(root: Tensor, retain: bool) -> None:
             _run([root], _start_values([root], [None]), retain, None, False)
         elif answer != structs.DONE:
             try:
-                _finish(answer)
+                with _under_way([root]):
+                    _finish(answer)
             finally:
                 rt.state["sweeping"] = 0
                 rt.drop_orphans(_S)
@@ -221,8 +251,51 @@ def _finish(answer: int) -> None:
     while answer != structs.DONE:
         if answer == structs.SWEEP_MEMORY:
             raise MemoryError("no memory for a gradient")
-        _add_out_of_place(int(rt.state.fault))
+        try:
+            _add_in_python(int(rt.state.fault))
+        except BaseException:
+            rt.abandon(_S, int(rt.state.row_count) - 1)
+            raise
         answer = rt.settle(_S)
+
+
+class _Sweep:
+    """A sweep under way, as hooks on several tensors see it."""
+
+    def __init__(self, roots: Sequence[Tensor]) -> None:
+        self._roots = roots
+
+    @functools.cached_property
+    def reached(self) -> set[int]:
+        """Ids of the buffers whose adjoint the sweep computes."""
+        selective = bool(rt.state.selective)
+        found, waiting = set(), [t._id for t in self._roots]
+        while waiting:
+            k = waiting.pop()
+            index = rt.look(_S, k, LOOK_NODE)
+            if k in found or (selective and not rt.buffer(k)["mark"]):
+                continue
+            found.add(k)
+            if index >= 0:
+                waiting += [q for q in operands(read_row(index)) if q and handle(q).requires_grad]
+        return found
+
+
+_current: list[_Sweep] = []
+
+
+def current_sweep() -> _Sweep:
+    """The innermost sweep under way."""
+    return _current[-1]
+
+
+@contextlib.contextmanager
+def _under_way(roots: Sequence[Tensor]) -> Iterator[None]:
+    _current.append(_Sweep(roots))
+    try:
+        yield
+    finally:
+        _current.pop()
 
 
 def _run(
@@ -233,9 +306,10 @@ def _run(
     create_graph: bool,
 ) -> list[Tensor | None]:
     """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
-    with _sweeping, _sweep_state(roots, retain, wanted):
-        if create_graph:
-            return _over_tensors(roots, starts, retain, wanted)
+    with _sweeping, _sweep_state(roots, retain, wanted), _under_way(roots):
+        if create_graph or is_anomaly_enabled() or any(rt.look(_S, t._id, LOOK_TRACED) for t in (*roots, *starts)):
+            with set_grad_enabled(create_graph):
+                return _over_tensors(roots, starts, retain, wanted)
         return _native(roots, starts, wanted)
 
 
@@ -243,9 +317,10 @@ def _run(
 def _sweep_state(roots: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None) -> Iterator[None]:
     # a sweep's state, saved around nested ones, and the marks of what a selective one wants
     state = rt.state
-    outer = {name: int(state[name]) for name in ("pending", "touched", "selective", "retain")}
+    outer = {name: int(state[name]) for name in ("pending", "touched", "selective", "retain", "hooked")}
     top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
     state["pending"] = state["touched"] = 0
+    state["hooked"] = -1
     state["sweeping"] += 1
     state["retain"] = retain
     state["selective"] = wanted is not None
@@ -288,44 +363,61 @@ def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[
     found: list[Tensor | None] = []
     for t in wanted or ():
         k = rt.adjoint_buffer(_S, t._id)
-        found.append(wrap(k) if k else None)
+        found.append(_leaf_hooks(t._id, wrap(k)) if k else None)
     return found
+
+
+def _leaf_hooks(k: int, g: Tensor) -> Tensor:
+    # the adjoint of a leaf after its hooks; those of results ran where the sweep passed them
+    attached = attachment(k)
+    return g if attached is None or rt.look(_S, k, LOOK_NODE) >= 0 else run_hooks(attached, g)
 
 
 def _over_tensors(
     roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
 ) -> list[Tensor | None]:
-    with set_grad_enabled(True):
-        adjoints = sweep_over_tensors(roots, starts, retain)
-        for k, g in adjoints.kept.items():
-            if rt.look(_S, k, LOOK_META) >> 8 & structs.RETAIN_GRAD:
-                _add_to_grad(handle(k), g)
-        if wanted is not None:
-            found = adjoints.of | adjoints.kept
-            return [found.get(t._id) for t in wanted]
+    adjoints = sweep_over_tensors(roots, starts, retain)
+    for k, g in adjoints.kept.items():
+        if rt.look(_S, k, LOOK_META) >> 8 & structs.RETAIN_GRAD:
+            _add_to_grad(handle(k), g)
+    if wanted is not None:
         for k in adjoints.leaves:
-            _add_to_grad(handle(k), adjoints.of[k])
+            adjoints.of[k] = _leaf_hooks(k, adjoints.of[k])
+        found = adjoints.of | adjoints.kept
+        return [found.get(t._id) for t in wanted]
+    for k in adjoints.leaves:
+        _add_to_leaf(handle(k), adjoints.of[k])
     return []
 
 
-def _add_to_grad(t: Tensor, g: Tensor) -> None:
-    t.grad = t.grad + g if rt.look(_S, t._id, LOOK_GRAD) else g
+def _add_to_grad(t: Tensor, g: Tensor, own: bool = False) -> None:
+    # a gradient that others may hold too is copied, so that writing to it changes one `.grad` only
+    if rt.look(_S, t._id, LOOK_GRAD):
+        t.grad = t.grad + g  # type: ignore[operator]
+    else:
+        t.grad = g if own else g.clone()  # type: ignore[attr-defined]
 
 
-def _add_out_of_place(k: int) -> None:
-    """Add the adjoint of buffer `k` to a gradient that cannot be accumulated into."""
-    old = rt.look(_S, k, LOOK_GRAD)
-    rt.retain(_S, old)
+def _add_to_leaf(t: Tensor, g: Tensor) -> None:
+    # what an AccumulateGrad node does
+    attached = attachment(t._id)
+    if attached is None:
+        _add_to_grad(t, g)
+        return
+    g = run_hooks(attached, g)
+    _add_to_grad(t, g)
+    run_after(attached, (), g)
+    for hook in list(attached.accumulated.values()):
+        hook(t)
+
+
+def _add_in_python(k: int) -> None:
+    """Add the adjoint of a leaf that has hooks, or a gradient that cannot be accumulated into."""
     part = rt.adjoint_buffer(_S, k)
     if part == 0:
         raise MemoryError("no memory for a gradient")
-    before = rt.set_mode(_S, structs.NO_GRAD_MODE)
-    try:
-        total = wrap(old) + wrap(part)  # type: ignore[operator]
-    finally:
-        rt.set_mode(_S, before)
-    rt.retain(_S, total._id)
-    rt.set_grad(_S, k, total._id)
+    with set_grad_enabled(False):
+        _add_to_leaf(handle(k), wrap(part))
 
 
 def _sweep(answer: int) -> None:
@@ -345,6 +437,8 @@ def _sweep(answer: int) -> None:
         elif answer == structs.SWEEP_PYTHON:
             _reverse_in_python(index)
             index -= 1
+        elif answer == structs.SWEEP_HOOK:
+            index = _run_attached(index)
         elif answer == structs.SWEEP_FREED:
             raise RuntimeError(errors.BACKWARD_TWICE)
         elif answer == structs.SWEEP_MODIFIED:
@@ -357,19 +451,49 @@ def _sweep(answer: int) -> None:
 def _reverse_in_python(index: int) -> None:
     """Run a backward that is written over tensors."""
     row = read_row(index)
-    k = rt.adjoint_copy(_S, row.out)
-    if k == 0:
-        raise MemoryError(f"no memory for the gradients of {row.op.grad_name}")
-    before = rt.set_mode(_S, structs.NO_GRAD_MODE)
-    try:
-        parts = [(k, part.contiguous()) for k, part in parts_of(row, wrap(k), rt.wanted_inputs(_S, index), False)]
-    finally:
-        rt.set_mode(_S, before)
-    for target, part in parts:
-        rt.load_moves(part.dtype.code)
-        if not rt.accumulate_adjoint(_S, target, part._id):
-            raise MemoryError(f"no memory for the gradients of {row.op.grad_name}")
+    g = _adjoint(row.out)
+    with set_grad_enabled(False):
+        parts = hooked_parts(row, g, rt.wanted_inputs(_S, index), False)
+        for target, part in zip(operands(row), parts, strict=False):
+            if part is not None:
+                _accumulate(target, part)
     rt.finish_row(_S, index)
+    if not rt.state.retain:
+        free_attached(row)
+
+
+def _adjoint(k: int) -> Tensor:
+    copied = rt.adjoint_copy(_S, k)
+    if copied == 0:
+        raise MemoryError("no memory for a gradient")
+    return wrap(copied)
+
+
+def _accumulate(k: int, part: Tensor) -> None:
+    part = part.contiguous()  # type: ignore[attr-defined]
+    rt.load_moves(part.dtype.code)
+    if not rt.accumulate_adjoint(_S, k, part._id):
+        raise MemoryError("no memory for a gradient")
+
+
+def _run_attached(index: int) -> int:
+    """Run the hooks of the value that a row made; the row to resume the sweep at."""
+    row = read_row(index)
+    attached = attachment(row.out)
+    assert attached is not None
+    if attached.hooks or attached.before:
+        g = _adjoint(row.out)
+        with set_grad_enabled(False):
+            changed = run_hooks(attached, g)
+            if changed is not g:
+                rt.adjoint_drop(_S, row.out)
+                _accumulate(row.out, changed)
+    rt.state["hooked"] = index
+    if not (attached.after or attached.packed) or not rt.wanted_inputs(_S, index):
+        return index
+    check_versions(row)
+    _reverse_in_python(index)
+    return index - 1
 
 
 def _tensor_backward(
@@ -390,7 +514,8 @@ def _tensor_backward(
     Raises:
         RuntimeError: see `tapegrad.autograd.backward`.
     """
-    if gradient is None and inputs is None and not create_graph and self.requires_grad:
+    plain = gradient is None and inputs is None and not create_graph
+    if plain and self.requires_grad and not (is_anomaly_enabled() or rt.look(_S, self._id, LOOK_TRACED)):
         _from_scalar(self, bool(retain_graph))
     else:
         backward(self, gradient, retain_graph, create_graph, inputs)

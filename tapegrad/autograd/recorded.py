@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 
-from tapegrad.autograd.rows import Row, check_versions, parts_of, read_row
+from tapegrad.autograd.anomaly_mode import check_for_nan, explain, is_anomaly_check_nan_enabled, is_anomaly_enabled
+from tapegrad.autograd.attached import attachment, run_after, run_hooks
+from tapegrad.autograd.rows import Row, RowOp, check_versions, operand_places, operands, parts_of, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER
+from tapegrad.engine.tape import LOOK_META, LOOK_NODE
 from tapegrad.tensor import Tensor
 
 _S = rt.S
@@ -33,20 +35,60 @@ class Adjoints:
             self.of[k] = known + part
             return
         self.of[k] = part
-        producer = rt.look(_S, k, LOOK_PRODUCER)
+        producer = rt.look(_S, k, LOOK_NODE)
         if producer < 0:
             self.leaves.append(k)
         else:
             heapq.heappush(self._rows, -producer)
+
+    def add_parts(self, row: Row, parts: Sequence[Tensor | None]) -> None:
+        """Add what a row passes on to the adjoints of its operands."""
+        for k, part in zip(operands(row), parts, strict=False):
+            if part is not None:
+                self.add(k, part)
 
     def rows(self) -> Iterator[tuple[Row, Tensor]]:
         """Rows whose result has an adjoint, from the last to the first, with that adjoint."""
         while self._rows:
             row = read_row(-heapq.heappop(self._rows))
             g = self.of.pop(row.out)
+            attached = attachment(row.out)
+            if attached is not None:
+                g = run_hooks(attached, g)
             if rt.look(_S, row.out, LOOK_META) & _KEEP:
                 self.kept[row.out] = g
             yield row, g
+
+
+def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
+    """`parts_of` a row, after the hooks of its node."""
+    try:
+        parts = parts_of(row, g, need, connected)
+        if is_anomaly_enabled() and is_anomaly_check_nan_enabled():
+            check_for_nan(row.op.grad_name, parts)
+    except Exception:
+        if is_anomaly_enabled():
+            explain(row.op.grad_name, row.out)
+        raise
+    attached = attachment(row.out)
+    if attached is None or not attached.after:
+        return parts
+    places = operand_places(row)
+    changed = run_after(attached, [parts[p] if p < len(parts) else None for p in places], g)
+    return [changed[places.index(p)] if p in places else None for p in range(max(places, default=-1) + 1)]
+
+
+def free_attached(row: Row) -> None:
+    """Free, as `free_saved` does, what pack hooks and the user's functions keep for a row."""
+    attached = attachment(row.out)
+    if attached is None:
+        return
+    if isinstance(row.op, RowOp):
+        row.op.free(row)
+    if attached.packed:
+        attached.packed = None
+        recorded = rt.row(row.index)
+        recorded["flags"] |= structs.FREED
 
 
 def sweep_over_tensors(roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool) -> Adjoints:
@@ -62,9 +104,14 @@ def sweep_over_tensors(roots: Sequence[Tensor], starts: Sequence[Tensor], retain
         need = rt.wanted_inputs(_S, row.index)
         if need == 0:
             continue
-        check_versions(row)
-        for k, part in parts_of(row, g, need, True):
-            adjoints.add(k, part)
+        try:
+            check_versions(row)
+        except RuntimeError:
+            if is_anomaly_enabled():
+                explain(row.op.grad_name, row.out)
+            raise
+        adjoints.add_parts(row, hooked_parts(row, g, need, True))
         if not retain:
             rt.free_saved(_S, row.index)
+            free_attached(row)
     return adjoints

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from tapegrad import dtypes, errors
+from tapegrad.autograd.attached import attachment
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS, Op
+from tapegrad.ops.convert import clone
 from tapegrad.tensor import Size, Tensor, layout_facts, wrap
 
 _S = rt.S
 _FIELDS = ("in0", "in1", "in2")
+
+
+class RowOp(Op):
+    """An op whose derivative depends on what is attached to its row."""
+
+    def parts(self, row: Row, g: Tensor, need: int) -> Sequence[Tensor | None]:
+        """What it adds to the adjoint of each of the row's `operands`."""
+        raise NotImplementedError
+
+    def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
+        """The tangent of the row's result, from those of its `operands`."""
+        raise NotImplementedError
+
+    def free(self, row: Row) -> None:
+        """Let go of what is kept for a row's derivative."""
 
 
 class Row(NamedTuple):
@@ -72,16 +90,34 @@ def dtype_of(k: int) -> dtypes.dtype:
 
 
 def handle(k: int) -> Tensor:
-    """A tensor on a buffer, at its place in the graph."""
+    """A tensor on a buffer, at its place in the graph; it does not follow later writes to what it is a view of."""
     rt.retain(_S, k)
-    return wrap(k)
+    made = wrap(k)
+    made._root = made._where = None
+    return made
 
 
-def kept_values(row: Row, connected: bool) -> list[Tensor | None]:
+def operands(row: Row) -> tuple[int, ...]:
+    """Ids of all operands of a row, 0 where absent or not kept."""
+    return (*row.inputs, *row.extra)
+
+
+def operand_places(row: Row) -> list[int]:
+    """Where in `operands` the row's operands stand, as users count them."""
+    inline = getattr(row.op, "arity", 0) or len(getattr(row.op, "inputs", ())) or sum(1 for k in row.inputs if k)
+    return [*range(0 if row.extra else inline), *range(3, 3 + len(row.extra))]
+
+
+def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     """What a row saved: its three operands and its result, None where not saved; detached unless `connected`."""
+    attached = attachment(row.out)
+    packed = attached.packed if attached is not None and attached.packed else {}
     found: list[Tensor | None] = []
     for position, k in enumerate((*row.inputs, row.out)):
-        if row.saved >> position & 1:
+        if position in packed:
+            value = _unpacked(*packed[position])
+            found.append(_at_place_of(value, k) if connected else value)
+        elif row.saved >> position & 1:
             value = handle(k)
             found.append(value if connected else value.detach())
         else:
@@ -89,8 +125,26 @@ def kept_values(row: Row, connected: bool) -> list[Tensor | None]:
     return found
 
 
-def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[tuple[int, Tensor]]:
-    """What a row adds to the adjoints of its operands, by their ids, each of its operand's shape and dtype.
+def _unpacked(value: Any, unpack: Callable) -> Tensor:
+    made = unpack(value)
+    if not isinstance(made, Tensor):
+        raise TypeError(
+            f"Output of saved tensor unpack_hook expected to be a Tensor but got result of type {type(made)}"
+        )
+    return made
+
+
+def _at_place_of(value: Tensor, k: int) -> Tensor:
+    # the same elements, as a result that hands its adjoint to buffer k
+    if not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
+        return value
+    made = value.detach()
+    rt.record_on(_S, clone.code, made._id, k, 0, 0, rt.attributes(0))
+    return made
+
+
+def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[Tensor | None]:
+    """What a row adds to the adjoint of each of its `operands`, in its shape and dtype; None where nothing is wanted.
 
     Args:
         row: the row.
@@ -99,24 +153,28 @@ def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[tuple[int,
         connected: whether the parts depend on the saved values too.
     """
     if row.op.kind == structs.VIEW:
-        return [(row.inputs[0], place_back(g, row.words, shape_of(row.inputs[0])))]
-    parts = row.op.reverse(g, need, kept_values(row, connected), row.words)
-    found = []
-    for position, k in enumerate((*row.inputs, *row.extra)):
+        return [place_back(g, row.words, shape_of(row.inputs[0]))]
+    if isinstance(row.op, RowOp):
+        parts = row.op.parts(row, g, need)
+    else:
+        parts = row.op.reverse(g, need, saved_values(row, connected), row.words)
+    found: list[Tensor | None] = []
+    for position, k in enumerate(operands(row)):
         part = parts[position] if position < len(parts) else None
         wanted = need >> position & 1 if position < 3 else need & 8
-        if part is None or not wanted or not k:
-            continue
-        if not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
-            continue
-        found.append((k, conform(part, shape_of(k), dtype_of(k))))
+        if part is None or not wanted or not k or not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
+            found.append(None)
+        else:
+            found.append(conform(part, shape_of(k), dtype_of(k)))
     return found
 
 
 def conform(part: Tensor, shape: Size, dtype: dtypes.dtype) -> Tensor:
-    """A part summed to, or expanded to, an operand's shape, in its dtype."""
+    """A part with an operand's shape and dtype: with its elements in a row, or summed or expanded to it."""
     if part.dtype is not dtype:
         part = part.to(dtype)
+    if part.shape != shape and part.numel() == shape.numel():
+        return part.reshape(shape)
     if part.shape != shape:
         over = part.ndim - len(shape)
         dims = [d for d in range(part.ndim) if d < over or (shape[d - over] == 1 and part.shape[d] != 1)]
@@ -160,14 +218,19 @@ def modified(index: int, slot: int) -> str:
     """The message for a saved value that was written to."""
     row = rt.row(index)
     k = int(row["out"]) if slot == 3 else int(row[_FIELDS[slot]])
+    return modified_value(k, int(row[f"version{slot}"]), index if slot == 3 else -1)
+
+
+def modified_value(k: int, expected: int, producer: int = -1) -> str:
+    """The message for buffer `k`, saved at a version, that was written to since."""
     storage = int(rt.buffer(k)["storage"])
     facts = {
         "type": dtype_of(k).tensor_type,
         "shape": list(shape_of(k)),
         "version": int(rt.storage(storage)["version"]),
-        "expected": int(row[f"version{slot}"]),
+        "expected": expected,
     }
-    producer = index if slot == 3 else _last_writer(storage)
+    producer = _last_writer(storage) if producer < 0 else producer
     if producer < 0:
         return errors.MODIFIED_LEAF.format(**facts)
     writer = OPS[int(rt.row(producer)["op"])]

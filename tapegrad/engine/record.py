@@ -9,6 +9,7 @@ from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_stor
 from tapegrad.engine.structs import (
     CONST_BUFFER_OFFSET,
     CONST_KEY_OFFSET,
+    DETACHED,
     DTYPE_SLOTS,
     IN_PLACE,
     INFERENCE,
@@ -25,6 +26,7 @@ from tapegrad.engine.structs import (
     NEEDS_NATIVE,
     NEEDS_OLD_VALUE,
     NEEDS_PARALLEL,
+    NO_GRAD_ROW,
     NO_GRAD_VIEW,
     NO_GRAD_VIEW_WRITTEN,
     NO_MEMORY,
@@ -40,6 +42,7 @@ from tapegrad.engine.structs import (
     SELECT,
     SELF_OVERLAP,
     STALE_VIEW,
+    TRACED,
     TRACKED_VIEW,
     UNSUPPORTED_DTYPE,
     VIEW_HANDLED,
@@ -282,6 +285,7 @@ def record(S, op, a, b, c):
         return NEEDS_KERNEL
     mode = mode_of_thread(S)
     need = 0 if mode else need & info.differentiable
+    traced = views & s.trace_mask
     saved = i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[need]
     out_dtype = dtype if info.out_dtype == SAME_DTYPE else info.out_dtype
     if need and views & INFERENCE:
@@ -301,13 +305,15 @@ def record(S, op, a, b, c):
             return INFERENCE_WRITTEN
         if mode == 0 and A.flags & NO_GRAD_VIEW:
             return NO_GRAD_VIEW_WRITTEN
-        if need and A.flags & IS_VIEW and not options & VIEW_HANDLED:
+        if (need or traced) and A.flags & IS_VIEW and not options & VIEW_HANDLED:
             return VIEW_WRITTEN
         if _overlaps_itself(S, la):
             return SELF_OVERLAP
         if (b and _overlaps_partly(S, a, b)) or (c and _overlaps_partly(S, a, c)):
             return PARTIAL_OVERLAP
         if saved & 1:
+            return NEEDS_OLD_VALUE
+        if traced and (not A.flags & TRACED or i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
             return NEEDS_OLD_VALUE
         out_layout = la
 
@@ -329,7 +335,7 @@ def record(S, op, a, b, c):
     row = s.rows + s.row_count * ROW_SIZE
     r = row_at(row)
     r.op = op
-    r.flags = 0
+    r.flags = NO_GRAD_ROW if mode else 0
     r.attr = 0
     r.in0 = a
     r.in1 = b
@@ -339,7 +345,7 @@ def record(S, op, a, b, c):
         storage = A.storage
         shared = storage_of(S, storage)
         out = a
-        if need:
+        if need or traced:
             shared.refs += 1
             out = new_buffer(S, storage, A.data, la, dtype)
             O = buffer_of(S, out)
@@ -348,10 +354,10 @@ def record(S, op, a, b, c):
         run_kernel(S, kernel, row, items, work)
         shared = storage_of(S, storage)
         shared.version += 1
-        if need:
+        if need or traced:
             shared.graph_version += 1
             buffer_of(S, out).stamp = shared.graph_version
-            commit_row(S, row, need, saved)
+            commit_row(S, row, need, saved, traced)
         return out
     storage = new_storage(S, elements * itemsize(out_dtype))
     if storage == 0:
@@ -359,10 +365,10 @@ def record(S, op, a, b, c):
     out = new_buffer(S, storage, storage_of(S, storage).base, out_layout, out_dtype)
     r.out = out
     run_kernel(S, kernel, row, items, work)
-    if need:
-        commit_row(S, row, need, saved)
-    elif mode & INFERENCE_MODE:
+    if mode & INFERENCE_MODE:
         buffer_of(S, out).flags |= INFERENCE
+    if need or traced:
+        commit_row(S, row, need, saved, traced)
     return out
 
 
@@ -412,13 +418,19 @@ def adopt_leaf(S, data, base, nbytes, owner, layout, dtype):
 
 @internal_words
 def share_leaf(S, a, own_version):
-    """Id of a new leaf over the memory of buffer `a`; with `own_version`, in-place writes to one do not count for the other."""
+    """Id of a new leaf over the memory of buffer `a`.
+
+    Args:
+        S: the state.
+        a: the buffer.
+        own_version: 1 for in-place writes to one not to count for the other; 2 for no record of it even where `a` is traced.
+    """
     if not reserve_buffer(S):
         return NO_MEMORY
     A = buffer_of(S, a)
     storage = A.storage
     storage_of(S, storage).refs += 1
-    if own_version:
+    if own_version == 1:
         shared = storage_of(S, storage)
         alias = adopt_storage(S, shared.base, shared.bytes, 0, storage)
         if alias == 0:
@@ -427,7 +439,27 @@ def share_leaf(S, a, own_version):
         storage = alias
     A = buffer_of(S, a)
     k = new_buffer(S, storage, A.data, A.layout, A.dtype)
-    buffer_of(S, k).flags = buffer_of(S, a).flags & INFERENCE
+    A = buffer_of(S, a)
+    buffer_of(S, k).flags = A.flags & INFERENCE
+    if A.flags & state_at(S).trace_mask and own_version != 2:
+        if not reserve_row(S):
+            release(S, k)
+            return NO_MEMORY
+        attr = view_attributes(S, contiguous_of(S, A.layout), 0)
+        if attr == 0:
+            release(S, k)
+            return NO_MEMORY
+        s = state_at(S)
+        row = s.rows + s.row_count * ROW_SIZE
+        r = row_at(row)
+        r.op = DETACHED
+        r.flags = 0
+        r.attr = attr
+        r.out = k
+        r.in0 = a
+        r.in1 = 0
+        r.in2 = 0
+        commit_row(S, row, 0, 0, TRACED)
     return k
 
 
@@ -445,7 +477,9 @@ def record_view(S, op, a, layout, offset, where, where_offset):
         return STALE_VIEW
     A = buffer_of(S, a)
     mode = mode_of_thread(S)
-    recorded = mode == 0 and A.flags & REQUIRES_GRAD
+    need = 1 if mode == 0 and A.flags & REQUIRES_GRAD else 0
+    traced = A.flags & s.trace_mask
+    recorded = need or traced
     attr = view_attributes(S, where, where_offset) if recorded else 0
     if recorded and attr == 0:
         return NO_MEMORY
@@ -456,9 +490,9 @@ def record_view(S, op, a, layout, offset, where, where_offset):
     A = buffer_of(S, a)
     O = buffer_of(S, out)
     O.flags = A.flags & INFERENCE
-    if mode:
-        if A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
-            O.flags |= NO_GRAD_VIEW
+    if mode and A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
+        O.flags |= NO_GRAD_VIEW
+    if mode and not traced:
         return out
     O.flags |= IS_VIEW
     O.stamp = shared.graph_version
@@ -466,13 +500,13 @@ def record_view(S, op, a, layout, offset, where, where_offset):
         row = s.rows + s.row_count * ROW_SIZE
         r = row_at(row)
         r.op = op
-        r.flags = 0
+        r.flags = NO_GRAD_ROW if mode else 0
         r.attr = attr
         r.out = out
         r.in0 = a
         r.in1 = 0
         r.in2 = 0
-        commit_row(S, row, 1, 0)
+        commit_row(S, row, need, 0, traced)
     return out | TRACKED_VIEW
 
 
@@ -490,10 +524,12 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
     extra = i64(attr)[1]
     stale = False
     inference = 0
+    traced = 0
     for k in range(3):
         if ids[k]:
             B = buffer_of(S, ids[k])
             need |= (B.flags & 1) << k
+            traced |= B.flags & s.trace_mask
             stale = stale or is_stale(S, ids[k])
             if B.flags & INFERENCE:
                 inference |= 1 << k
@@ -501,6 +537,7 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
         B = buffer_of(S, i64(attr)[2 + k])
         if B.flags & REQUIRES_GRAD:
             need |= 8
+        traced |= B.flags & s.trace_mask
         stale = stale or is_stale(S, i64(attr)[2 + k])
     if stale:
         return STALE_VIEW
@@ -528,7 +565,7 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
     row = s.rows + s.row_count * ROW_SIZE
     r = row_at(row)
     r.op = op
-    r.flags = 0
+    r.flags = NO_GRAD_ROW if mode else 0
     r.attr = attr
     r.out = out
     r.in0 = a
@@ -545,25 +582,79 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
         deallocate(S, s.scratch, items * 8)
     else:
         run_kernel(S, kernel, row, items, work)
-    if need:
+    if mode & INFERENCE_MODE:
+        buffer_of(S, out).flags |= INFERENCE
+    if need or traced:
         for k in range(extra):
             buffer_of(S, i64(attr)[2 + k]).refs += 1
-        commit_row(S, row, need, saved)
+        commit_row(S, row, need, saved, traced)
     else:
         free_block(S, attr)
-        if mode & INFERENCE_MODE:
-            buffer_of(S, out).flags |= INFERENCE
     return out
 
 
 @internal_words
+def run_lanes(S, op, out, a, b, c, batch, steps, attr):
+    """Run an opcode's kernel once a sample, without recording.
+
+    Args:
+        S: the state.
+        op: the opcode, whose kernel is loaded.
+        out: buffer of the first sample's result.
+        a, b, c: buffers of the first sample's operands, 0 where absent.
+        batch: number of samples.
+        steps: address of the bytes from one sample to the next, of the result, the three operands and the further ones.
+        attr: attribute block of one sample.
+
+    Returns:
+        Whether there was memory.
+    """
+    s = state_at(S)
+    step = i64(steps)
+    extra = i64(attr)[1]
+    items = abs(i64(attr)[2 + extra])
+    merges = i64(attr)[2 + extra] < 0
+    if not reserve_row(S):
+        return False
+    row = s.rows + s.row_count * ROW_SIZE
+    r = row_at(row)
+    r.op = op
+    r.flags = 0
+    r.attr = attr
+    r.out = out
+    r.in0 = a
+    r.in1 = b
+    r.in2 = c
+    kernel = i64(s.forward)[op * DTYPE_SLOTS + buffer_of(S, a if a else out).dtype]
+    if merges:
+        s.scratch = allocate(S, items * 8)
+        if s.scratch == 0:
+            return False
+    ids = (out, a, b, c)
+    for sample in range(batch):
+        call_kernel(kernel, S, row, 0, items)
+        if merges:
+            call_kernel(kernel, S, row, -1, items)
+        direction = 1 if sample < batch - 1 else 1 - batch
+        for k in range(4):
+            if ids[k]:
+                buffer_of(S, ids[k]).data += direction * step[k]
+        for k in range(extra):
+            buffer_of(S, i64(attr)[2 + k]).data += direction * step[4 + k]
+    if merges:
+        deallocate(S, s.scratch, items * 8)
+    return True
+
+
+@internal_words
 def take_memory(S, a, k):
-    """Exchange the memory of buffers `a` and `k`: each keeps its place on the tape and takes the other's elements."""
+    """Exchange the memory of buffers `a` and `k`: each keeps its place on the tape and takes the other's elements as they are now."""
     A = buffer_of(S, a)
     K = buffer_of(S, k)
     A.storage, K.storage = K.storage, A.storage
     A.data, K.data = K.data, A.data
     A.layout, K.layout = K.layout, A.layout
+    A.stamp, K.stamp = storage_of(S, A.storage).graph_version, storage_of(S, K.storage).graph_version
 
 
 @internal_words
@@ -579,25 +670,37 @@ def mark_written(S, k, recorded, view):
         b.stamp = storage.graph_version
         if b.producer >= 0:
             r = row_of(S, b.producer)
-            if r.saved & 8:
+            if (r.saved | r.kept) & 8:
                 r.version3 = storage.version
 
 
 @internal_words
-def record_on(S, op, k, a, b, attr):
-    """Make buffer `k`, already filled, the recorded result of opcode `op` on buffers `a` and `b`."""
+def record_on(S, op, k, a, b, saved, attr):
+    """Make buffer `k`, already filled, the recorded result of opcode `op` on buffers `a`, `b` and those in its attributes."""
     if not reserve_row(S):
         return NO_MEMORY
     s = state_at(S)
     row = s.rows + s.row_count * ROW_SIZE
     r = row_at(row)
     r.op = op
-    r.flags = 0
+    r.flags = NO_GRAD_ROW if mode_of_thread(S) else 0
     r.attr = attr
     r.out = k
     r.in0 = a
     r.in1 = b
     r.in2 = 0
-    need = (buffer_of(S, a).flags & 1) | ((buffer_of(S, b).flags & 1) << 1 if b else 0)
-    commit_row(S, row, need, 0)
+    flags = buffer_of(S, a).flags if a else 0
+    need = flags & 1
+    traced = flags & s.trace_mask
+    if b:
+        need |= (buffer_of(S, b).flags & 1) << 1
+        traced |= buffer_of(S, b).flags & s.trace_mask
+    for j in range(i64(attr)[1]):
+        B = buffer_of(S, i64(attr)[2 + j])
+        B.refs += 1
+        need |= (B.flags & 1) << 3
+        traced |= B.flags & s.trace_mask
+    if mode_of_thread(S):
+        need = 0
+    commit_row(S, row, need, saved if need else 0, traced)
     return k

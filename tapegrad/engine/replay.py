@@ -35,6 +35,7 @@ from tapegrad.engine.structs import (
     STORE_OFFSET,
     SWEEP_BUSY,
     SWEEP_FREED,
+    SWEEP_HOOK,
     SWEEP_KERNEL,
     SWEEP_MEMORY,
     SWEEP_MODIFIED,
@@ -87,7 +88,7 @@ def open_adjoint(S, k):
     b = buffer_of(S, k)
     if b.adj:
         return ADD
-    if b.producer < 0 and b.grad and not s.selective:
+    if b.producer < 0 and b.grad and not s.selective and not b.attached:
         grad = buffer_of(S, b.grad)
         plain = layout_of(S, grad.layout).contiguous == grad.layout
         if plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD:
@@ -249,6 +250,36 @@ def mark_paths(S, first, last):
 
 
 @internal_words
+def reaches_other_leaf(S, k):
+    """Whether buffer `k` was computed from a leaf that requires grad and is not marked CAPTURE."""
+    s = state_at(S)
+    first = buffer_of(S, k).producer
+    found = 0
+    buffer_of(S, k).mark = 1
+    for index in range(first, -1, -1):
+        address = s.rows + index * ROW_SIZE
+        r = row_at(address)
+        if r.flags & DEAD or buffer_of(S, r.out).mark == 0:
+            continue
+        buffer_of(S, r.out).mark = 0
+        inputs = i32(address + ROW_INPUTS_OFFSET)
+        extra = i64(r.attr)[1] if r.attr and r.need & 8 else 0
+        for q in range(3 + extra):
+            if q < 3 and not r.need >> q & 1:
+                continue
+            operand = inputs[q] if q < 3 else i64(r.attr)[2 + q - 3]
+            b = buffer_of(S, operand)
+            if b.flags & CAPTURE or not b.flags & REQUIRES_GRAD:
+                continue
+            if b.producer < 0:
+                found = 1
+            else:
+                b.mark = 1
+    buffer_of(S, k).mark = 0
+    return found
+
+
+@internal_words
 def clear_marks(S, first, last):
     """Undo `mark_paths`."""
     for index in range(first, last + 1):
@@ -263,7 +294,8 @@ def free_saved(S, index):
     address = state_at(S).rows + index * ROW_SIZE
     r = row_at(address)
     if r.saved:
-        release_saved(S, address)
+        if r.kept == 0:
+            release_saved(S, address)
         r.saved = 0
         r.flags |= FREED
 
@@ -439,6 +471,8 @@ def sweep(S, start):
             index -= 1
             continue
         s.fault = index
+        if out.attached and s.hooked != index:
+            return SWEEP_HOOK
         need = wanted_inputs(S, index)
         if need == 0:
             retained = s.retain
@@ -555,6 +589,9 @@ def settle(S):
             continue
         if b.flags & CAPTURE:
             continue
+        if b.attached and b.producer < 0:
+            s.fault = k
+            return SETTLE_PYTHON
         if b.flags & ADJ_IS_GRAD:
             b.flags &= ~ADJ_IS_GRAD
             b.adj = 0
@@ -569,6 +606,15 @@ def settle(S):
             s.fault = k
             return SETTLE_PYTHON
     return DONE if enough else SWEEP_MEMORY
+
+
+@internal_words
+def adjoint_drop(S, k):
+    """Forget the adjoint of a result whose row is next, before it is given another one."""
+    b = buffer_of(S, k)
+    deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
+    b.adj = 0
+    state_at(S).pending -= 1
 
 
 @internal_words
@@ -602,6 +648,7 @@ def sweep_from(S, k, source, retain):
     s.touched = 0
     s.selective = 0
     s.retain = retain
+    s.hooked = -1
     if not seed(S, k, source):
         return SWEEP_MEMORY
     outcome = sweep(S, buffer_of(S, k).producer)

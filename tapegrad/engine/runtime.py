@@ -40,6 +40,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     ),
     "sharing": (
         tape.set_mark,
+        tape.attach,
         tape.cut,
         memory.trim_cache,
         record.adopt_leaf,
@@ -54,17 +55,20 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         planned.keep_plan,
     ),
     "viewing": (record.record_view, record.record_on),
+    "lanes": (record.run_lanes,),
     "reverse": (replay.sweep_from, replay.sweep, replay.settle),
     "selecting": (
         replay.seed,
         replay.mark_paths,
         replay.clear_marks,
+        replay.reaches_other_leaf,
         replay.finish_row,
         replay.free_saved,
         replay.wanted_inputs,
         replay.accumulate_adjoint,
         replay.adjoint_buffer,
         replay.adjoint_copy,
+        replay.adjoint_drop,
         replay.abandon,
     ),
 }

@@ -61,7 +61,8 @@ ROW = np.dtype(
         ("version2", "i4"),
         ("version3", "i4"),
         ("need", "i1"),  # bit k: input k wants an adjoint
-        ("spare", "i1", 3),
+        ("kept", "i1"),  # like `saved`, for a trace: what running the row again takes
+        ("spare", "i1", 2),
     ],
     align=True,
 )
@@ -82,6 +83,7 @@ BUFFER = np.dtype(
         ("flags", "i2"),
         ("dtype", "i1"),
         ("mark", "i1"),
+        ("attached", "i4"),  # storage whose owner is what Python attached (hooks and the like), 0 if nothing
     ],
     align=True,
 )
@@ -165,6 +167,10 @@ STATE = np.dtype(
         ("used_bytes", "i8"),
         ("peak_bytes", "i8"),
         ("free_blocks", "i8", SIZE_CLASSES),
+        ("trace_mask", "i8"),  # TRACED while a transformation is under way, else 0
+        ("watcher", "i8"),  # called with each new row (a C function pointer), 0 if nobody watches
+        ("watch_error", "i8"),  # exception class a watcher wants raised, and in which thread
+        ("watch_thread", "i8"),
         ("dying", "i8"),  # stack of buffers whose last reference went
         ("orphans", "i8"),  # owners to release, a linked list of blocks
         ("mode_count", "i8"),
@@ -202,6 +208,7 @@ STATE = np.dtype(
         ("retain", "i8"),
         ("fault", "i8"),
         ("fault_slot", "i8"),
+        ("hooked", "i8"),  # the row whose hooks have run
     ],
     align=True,
 )
@@ -215,8 +222,11 @@ FIRST_OPCODE = 6
 # kinds of opcode: how it runs and how its adjoint is found. SELECT is pointwise with a bool first operand.
 POINTWISE, SELECT, VIEW, KERNEL, PYTHON, REDUCTION = range(6)
 
+# opcode of a traced tensor's detached twin
+DETACHED = 0
+
 # flags of a row
-DEAD, FREED = 1, 2
+DEAD, FREED, TRACED_ROW, NO_GRAD_ROW = 1, 2, 4, 8
 
 # flags of a buffer
 REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, NO_GRAD_VIEW = (
@@ -229,6 +239,10 @@ REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, NO
     64,
     128,
 )
+TRACED = (
+    256  # depends on the input of a transformation: while one is under way, everything computed from it is recorded
+)
+USER_FLAGS = 255  # those that `look` shows
 
 # answers of an entry point that are not an id
 NEEDS_KERNEL, NOT_BROADCASTABLE, MIXED_DTYPES, STALE_VIEW, NO_MEMORY = -1, -2, -3, -4, -5
@@ -251,7 +265,7 @@ NO_GRAD_MODE, INFERENCE_MODE = 1, 2
 
 # answers of a sweep
 DONE, SWEEP_KERNEL, SWEEP_PYTHON, SWEEP_FREED, SWEEP_MODIFIED = range(5)
-SWEEP_MEMORY, SWEEP_PARALLEL, SWEEP_MOVE, SWEEP_BUSY, SETTLE_PYTHON = range(5, 10)
+SWEEP_MEMORY, SWEEP_PARALLEL, SWEEP_MOVE, SWEEP_BUSY, SETTLE_PYTHON, SWEEP_HOOK = range(5, 11)
 
 
 def _record_at(dtype: np.dtype):
@@ -446,4 +460,5 @@ free = types.ExternalFunction("free", types.void(types.intp))
 memcpy = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.intp))
 memset = types.ExternalFunction("memset", types.intp(types.intp, types.int32, types.intp))
 thread_id = types.ExternalFunction("PyThread_get_thread_ident", types.intp())
+raise_in_thread = types.ExternalFunction("PyThreadState_SetAsyncExc", types.int32(types.uint64, types.intp))
 py_decref = types.ExternalFunction("Py_DecRef", types.void(types.intp))

@@ -7,7 +7,7 @@ order, once more than half of it is dead.
 """
 
 from tapegrad.engine.layout import intern
-from tapegrad.engine.memory import allocate, deallocate, release_storage
+from tapegrad.engine.memory import adopt_storage, allocate, deallocate, release_storage
 from tapegrad.engine.structs import (
     BUFFER_SIZE,
     DEAD,
@@ -18,7 +18,11 @@ from tapegrad.engine.structs import (
     ROW_SIZE,
     ROW_VERSIONS_OFFSET,
     STORAGE_SIZE,
+    TRACED,
+    TRACED_ROW,
+    USER_FLAGS,
     buffer_of,
+    call_kernel,
     i32,
     i64,
     internal_inline,
@@ -28,6 +32,7 @@ from tapegrad.engine.structs import (
     malloc,
     memcpy,
     memset,
+    raise_in_thread,
     realloc,
     row_at,
     row_of,
@@ -80,6 +85,7 @@ def new_buffer(S, storage, data, layout, dtype):
     b.dtype = dtype
     b.flags = 0
     b.mark = 0
+    b.attached = 0
     return k
 
 
@@ -116,13 +122,14 @@ def free_block(S, attr):
 
 @internal_words
 def release_saved(S, row):
-    """Let go of the values a row saved for its backward."""
+    """Let go of the values a row saved for its backward, or kept for a trace."""
     r = row_at(row)
     inputs = i32(row + ROW_INPUTS_OFFSET)
+    held = r.saved | r.kept
     for k in range(3):
-        if r.saved >> k & 1:
+        if held >> k & 1:
             release_data(S, inputs[k])
-    if r.saved & 8:
+    if held & 8:
         release_data(S, r.out)
 
 
@@ -135,6 +142,7 @@ def _kill_row(S, index):
     s.dead_rows += 1
     release_saved(S, address)
     r.saved = 0
+    r.kept = 0
     inputs = i32(address + ROW_INPUTS_OFFSET)
     for k in range(3):
         if inputs[k]:
@@ -142,6 +150,8 @@ def _kill_row(S, index):
     if r.attr:
         extra = i64(r.attr)
         for k in range(extra[1]):
+            if r.flags & TRACED_ROW:
+                release_data(S, extra[2 + k])
             _drop(S, extra[2 + k])
     free_block(S, r.attr)
     r.attr = 0
@@ -159,6 +169,9 @@ def bury(S):
             _kill_row(S, b.producer)
         if b.grad:
             release_handle(S, b.grad)
+        if b.attached:
+            release_storage(S, b.attached)
+            b.attached = 0
         b.flags = 0
         b.data = 0
         b.refs = 0
@@ -238,30 +251,53 @@ def reserve_row(S):
 
 
 @internal_words
-def commit_row(S, address, need, saved):
-    """Make the row at the tape's end part of the tape: it keeps what its backward names, and its operands' identity."""
+def commit_row(S, address, need, saved, traced):
+    """Make the row at the tape's end part of the tape: it keeps what its backward names, and its operands' identity.
+
+    A traced row keeps all of its operands and its result, to be run again. Nothing may follow in the caller: a watcher may
+    record more.
+    """
     s = state_at(S)
     r = row_at(address)
     inputs = i32(address + ROW_INPUTS_OFFSET)
     versions = i32(address + ROW_VERSIONS_OFFSET)
     r.need = need
     r.saved = saved
+    r.kept = 0
+    held = saved
+    if traced:
+        held = 8
+        for k in range(3):
+            if inputs[k]:
+                held |= 1 << k
+        r.kept = held
+        r.flags |= TRACED_ROW
+        if r.attr:
+            for k in range(i64(r.attr)[1]):
+                buffer_of(S, i64(r.attr)[2 + k]).data_refs += 1
     for k in range(3):
-        if need >> k & 1 or saved >> k & 1:
+        if need >> k & 1 or held >> k & 1:
             b = buffer_of(S, inputs[k])
             b.refs += 1
-            if saved >> k & 1:
+            if held >> k & 1:
                 b.data_refs += 1
                 versions[k] = storage_of(S, b.storage).version
         else:
             inputs[k] = 0
     out = buffer_of(S, r.out)
-    if saved & 8:
+    if held & 8:
         out.data_refs += 1
         versions[3] = storage_of(S, out.storage).version
     out.producer = s.row_count
-    out.flags |= REQUIRES_GRAD
+    if need:
+        out.flags |= REQUIRES_GRAD
+    out.flags |= traced
     s.row_count += 1
+    if s.watcher:
+        call_kernel(s.watcher, S, s.row_count - 1, r.out, 0)
+        if s.watch_error:
+            raise_in_thread(s.watch_thread, s.watch_error)
+            s.watch_error = 0
 
 
 @internal_words
@@ -317,6 +353,7 @@ def start(S, rows, buffers, layouts):
 
 # what `look` answers
 LOOK_META, LOOK_PRODUCER, LOOK_GRAD, LOOK_VERSION, LOOK_DATA, LOOK_OP, LOOK_STORAGE, LOOK_STALE = range(8)
+LOOK_TRACED, LOOK_ATTACHED, LOOK_NODE = 8, 9, 10
 
 
 @internal_words
@@ -324,7 +361,7 @@ def look(S, k, what):
     """One fact about buffer `k`; META is layout << 16 | flags << 8 | dtype code."""
     b = buffer_of(S, k)
     if what == LOOK_META:
-        return (b.layout << 16) | (b.flags << 8) | b.dtype
+        return (b.layout << 16) | ((b.flags & USER_FLAGS) << 8) | b.dtype
     if what == LOOK_PRODUCER:
         return b.producer
     if what == LOOK_GRAD:
@@ -337,6 +374,13 @@ def look(S, k, what):
         return row_of(S, b.producer).op if b.producer >= 0 else -1
     if what == LOOK_STORAGE:
         return b.storage
+    if what == LOOK_NODE:
+        # the row a gradient flows into: a traced row need not pass any on
+        return b.producer if b.producer >= 0 and row_of(S, b.producer).need else -1
+    if what == LOOK_TRACED:
+        return b.flags & TRACED
+    if what == LOOK_ATTACHED:
+        return storage_of(S, b.attached).owner if b.attached else 0
     if b.flags & IS_VIEW and b.storage:
         return storage_of(S, b.storage).graph_version - b.stamp
     return 0
@@ -358,6 +402,15 @@ def set_flag(S, k, flag, value):
         b.flags |= flag
     else:
         b.flags &= ~flag
+
+
+@internal_words
+def attach(S, k, owner):
+    """Have buffer `k` keep a Python object (one reference is taken over) until it dies; False without memory."""
+    storage = adopt_storage(S, 0, 0, owner, 0)
+    if storage:
+        buffer_of(S, k).attached = storage
+    return storage != 0
 
 
 @internal_words

@@ -3,6 +3,7 @@ what is saved, and the tests."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import struct
 from collections.abc import Callable, Sequence
@@ -91,7 +92,10 @@ class Op:
         raise NotImplementedError
 
     def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> Sequence[Any]:
-        """The derivative over tensors: for each input its part of the adjoint, of its shape or one that broadcasts to or from it.
+        """The derivative over tensors: for each input its part of the adjoint.
+
+        A part has the input's shape, or one that broadcasts to or from it, or holds as many elements in the same order. It is
+        made of recorded ops, so that it can be differentiated again by `g` and by what is kept.
 
         Args:
             g: adjoint of the result.
@@ -342,6 +346,7 @@ class Pointwise(Op):
         self.same_on_integers = same_on_integers
         self.differentiable = differentiable
         self._scalars: dict[int, Any] = {}
+        self._uses: dict[int, list[str]] = {}
         row = rt.ops[self.code]
         row["cost"] = cost
         row["inputs"] = self.arity
@@ -403,10 +408,12 @@ class Pointwise(Op):
 
     def partial_uses(self) -> dict[int, list[str]]:
         """For each differentiable input slot, the names its partial uses; a partial of None is no derivative."""
+        if self._uses:
+            return self._uses
         assert self.derivative is not None
         import ast
 
-        uses = {}
+        uses = self._uses
         direct = 0
         self._positions = {}  # of the partials among the returned expressions, by slot
         expressions = _source.partial_expressions(self.derivative)
@@ -424,16 +431,25 @@ class Pointwise(Op):
 
     def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> list[Tensor | None]:
         """The declared derivative run over tensors."""
+        values = (*kept, g)
+        parts: list[Tensor | None] = [None] * self.arity
+        for slot, partial, places in self._partials_over_tensors:
+            if need >> slot & 1:
+                part = partial(*[values[p] for p in places])
+                parts[slot] = part if isinstance(part, Tensor) else constant(part, g.dtype)
+        return parts
+
+    @functools.cached_property
+    def _partials_over_tensors(self) -> list[tuple[int, Callable, list[int]]]:
+        # slot, function, and where its arguments stand among the saved values and the adjoint
         from tapegrad.ops._over_tensors import partial_over_tensors
 
         assert self.derivative is not None
-        values = dict(zip([*self.parameters, "out"], [*kept[: self.arity], kept[3]], strict=True)) | {"g": g}
-        parts: list[Tensor | None] = [None] * self.arity
-        for slot, used in self.partial_uses().items():
-            if need >> slot & 1:
-                partial = partial_over_tensors(self.derivative, self._positions[slot])
-                parts[slot] = partial(*(values[n] for n in used))
-        return parts
+        place = {n: k for k, n in enumerate(self.parameters)} | {"out": 3, "g": 4}
+        return [
+            (slot, partial_over_tensors(self.derivative, self._positions[slot]), [place[n] for n in used])
+            for slot, used in self.partial_uses().items()
+        ]
 
     # calls
 

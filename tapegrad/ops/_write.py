@@ -8,8 +8,9 @@ from typing import Any
 from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER
+from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED
 from tapegrad.ops import pointwise
+from tapegrad.ops._place import show_elements
 from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
 from tapegrad.ops._view import check_view_may_be_written, rebuild
 from tapegrad.tensor import Tensor, check_id, wrap
@@ -30,15 +31,11 @@ class _CopySlices(Op):
     def reverse(self, g: Tensor, need: int, kept: Sequence[Any], words: Sequence[int]) -> list[Tensor | None]:
         """The base's adjoint loses the written elements to the view's."""
         layout, offset = words[0], words[1]
-        row = rt.layout_row(layout)
-        n = int(row["ndim"])
-        shape, strides = (tuple(int(v) for v in row[f][:n]) for f in ("shape", "strides"))
-        part = g.as_strided(shape, strides, offset)
-        to_view = part.clone() if need & 2 else None
+        to_view = show_elements(g, layout, offset) if need & 2 else None
         to_base = None
         if need & 1:
-            to_base = g.clone()
-            to_base.as_strided(shape, strides, offset).zero_()
+            to_base = g.clone()  # type: ignore[attr-defined]
+            show_elements(to_base, layout, offset).zero_()  # type: ignore[attr-defined]
         return [to_base, to_view]
 
 
@@ -88,13 +85,14 @@ def _converted(op: Pointwise, target: Tensor, others: Sequence[Any]) -> list[Ten
 
 
 def _records(target: Tensor, others: Sequence[Any]) -> bool:
-    if rt.mode_of_thread(_S):
-        return False
-    return target.requires_grad or any(isinstance(o, Tensor) and o.requires_grad for o in others)
+    tensors = [target, *(o for o in others if isinstance(o, Tensor))]
+    if any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors):
+        return True
+    return not rt.mode_of_thread(_S) and any(t.requires_grad for t in tensors)
 
 
 def _check_leaf(target: Tensor) -> None:
-    if not rt.mode_of_thread(_S) and target.requires_grad and rt.look(_S, target._id, LOOK_PRODUCER) < 0:
+    if not rt.mode_of_thread(_S) and target.requires_grad and rt.look(_S, target._id, LOOK_NODE) < 0:
         raise RuntimeError(errors.LEAF_IN_PLACE)
 
 
@@ -139,9 +137,11 @@ def assign(
         copy_elements(target, result)
         rt.mark_written(_S, target._id, 0, 0)
         return target
-    # the place on the tape keeps the old elements; a new handle takes the memory that is written
+    # the place on the tape keeps the old elements, as a view of nothing; a new handle takes the memory that is written
+    view = target._base_tensor() is not None
     memory = _detached_copy(target)
     rt.take_memory(_S, target._id, memory._id)
+    rt.set_flag(_S, target._id, structs.IS_VIEW, 0)
     try:
         if value is None:
             result = wrap(op.run(operands))  # type: ignore[union-attr]
@@ -149,13 +149,13 @@ def assign(
             result = wrap(pointwise.copy.run([target, value.to(dtype)]))
     except BaseException:
         rt.take_memory(_S, target._id, memory._id)
+        rt.set_flag(_S, target._id, structs.IS_VIEW, view)
         raise
     copy_elements(memory, result)
     rt.take_memory(_S, result._id, memory._id)
-    view = target._base_tensor() is not None
     rt.mark_written(_S, result._id, 1, int(view))
     if view:
-        _tell_base(target, result)
+        tell_base(target, result)
     else:
         target._id, result._id = result._id, target._id
     return target
@@ -171,20 +171,20 @@ def _detached_copy(t: Tensor) -> Tensor:
 
 def copy_elements(target: Tensor, source: Tensor) -> None:
     """Copy elements into a tensor's memory, outside the tape."""
-    target._address_array()[...] = source._address_array()
+    target._memory_array()[...] = source._memory_array()
 
 
-def _tell_base(view: Tensor, written: Tensor) -> None:
-    # the base becomes "itself with these elements", and the view a view of that
+def tell_base(view: Tensor, written: Tensor) -> None:
+    """Let the base of a written view become "itself with these elements", and the view a view of that."""
     base, where = view._root, view._where
     if where is None:
         raise RuntimeError(
             "a view whose place in its base is not a regular one cannot be written to; write to the base"
         )
     old = base._id
-    k = check_id(rt.share_leaf(_S, old, 0))
+    k = check_id(rt.share_leaf(_S, old, 2))
     attributes = rt.attributes(0, rt.strided_layout(where.shape, where.strides), where.offset)
-    rt.record_on(_S, copy_slices.code, k, old, written._id, attributes)
+    rt.record_on(_S, copy_slices.code, k, old, written._id, 0, attributes)
     base._id = k
     rt.release(_S, old)
-    rebuild(view, base)
+    rebuild(view, base, written)

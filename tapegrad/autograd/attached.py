@@ -1,0 +1,136 @@
+"""What Python attaches to a value on the tape: hooks, saved values packed by the user, a function's context, where it was recorded.
+
+The buffer keeps the attachment and lets go of it when it dies, so it lives exactly as long as its place in the graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_ATTACHED
+from tapegrad.tensor import Tensor
+
+_S = rt.S
+_numbers = itertools.count()
+
+
+class Attachment:
+    """What is attached to one value.
+
+    Attributes:
+        hooks: of the tensor, called with its adjoint.
+        before: of the node, called with the adjoints of its results.
+        after: of the node, called with the adjoints of its operands and of its results.
+        accumulated: called with the leaf once its gradient has been added to.
+        metadata: the user's notes on the node.
+        recorded_at: the call stack that recorded the row, under anomaly detection.
+        packed: by position, what a pack hook made of a saved value and the hook that unpacks it.
+        context: of the user's function that made the value.
+    """
+
+    __slots__ = ("accumulated", "after", "before", "context", "hooks", "metadata", "packed", "recorded_at")
+
+    def __init__(self) -> None:
+        self.hooks: dict[int, Callable] = {}
+        self.before: dict[int, Callable] = {}
+        self.after: dict[int, Callable] = {}
+        self.accumulated: dict[int, Callable] = {}
+        self.metadata: dict[Any, Any] = {}
+        self.recorded_at = ""
+        self.packed: dict[int, tuple[Any, Callable]] | None = None
+        self.context: Any = None
+
+
+def attachment(k: int) -> Attachment | None:
+    """What is attached to a buffer."""
+    address = rt.look(_S, k, LOOK_ATTACHED)
+    return ctypes.cast(address, ctypes.py_object).value if address else None
+
+
+def attach(k: int) -> Attachment:
+    """What is attached to a buffer, made if there is nothing yet."""
+    made = attachment(k)
+    if made is None:
+        made = Attachment()
+        owner = ctypes.py_object(made)
+        ctypes.pythonapi.Py_IncRef(owner)
+        if not rt.attach(_S, k, id(made)):
+            ctypes.pythonapi.Py_DecRef(owner)
+            raise MemoryError("no memory for a hook")
+    return made
+
+
+class RemovableHandle:
+    """Takes a hook back with `remove`, or at the end of a ``with`` block."""
+
+    def __init__(self, hooks: dict[int, Callable], hook: Callable) -> None:
+        self.id = next(_numbers)
+        self._hooks = hooks
+        hooks[self.id] = hook
+
+    def remove(self) -> None:
+        """Take the hook back; doing so again changes nothing."""
+        self._hooks.pop(self.id, None)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.remove()
+
+
+def _name(hook: Callable) -> str:
+    return getattr(hook, "__name__", type(hook).__name__)
+
+
+def _checked(hook: Callable, given: Tensor | None, result: Any) -> Tensor | None:
+    if not isinstance(result, Tensor):
+        raise TypeError(f"expected Variable, but hook returned '{type(result).__name__}'")
+    if given is None:
+        raise RuntimeError("can't replace a None gradient with a non-None value")
+    if result.dtype is not given.dtype:
+        raise RuntimeError(
+            f"hook '{_name(hook)}' has changed the type of value (was {given.type()} got {result.type()})"
+        )
+    if result.shape != given.shape:
+        raise RuntimeError(f"hook '{_name(hook)}' has changed the size of value")
+    return result
+
+
+def _checked_all(hook: Callable, given: Sequence[Tensor | None], result: Any) -> tuple[Tensor | None, ...]:
+    results = result if isinstance(result, tuple) else (result,)
+    if len(results) != len(given):
+        raise RuntimeError(
+            f"hook '{_name(hook)}' has returned an incorrect number of values (got {len(results)}, but expected {len(given)})"
+        )
+    return tuple(r if r is None and g is None else _checked(hook, g, r) for g, r in zip(given, results, strict=True))
+
+
+def run_hooks(attached: Attachment, g: Tensor) -> Tensor:
+    """The adjoint of a value after its tensor's hooks and its node's prehooks.
+
+    Raises:
+        TypeError, RuntimeError: naming a hook that returned something else than an adjoint of the same shape and dtype.
+    """
+    for hook in list(attached.hooks.values()):
+        result = hook(g)
+        if result is not None:
+            g = _checked(hook, g, result)  # type: ignore[assignment]
+    for hook in list(attached.before.values()):
+        result = hook((g,))
+        if result is not None:
+            g = _checked_all(hook, (g,), result)[0]  # type: ignore[assignment]
+    return g
+
+
+def run_after(attached: Attachment, parts: Sequence[Tensor | None], g: Tensor) -> Sequence[Tensor | None]:
+    """What a node passes on to its operands after its hooks; errors as `run_hooks`."""
+    for hook in list(attached.after.values()):
+        result = hook(tuple(parts), (g,))
+        if result is not None:
+            parts = _checked_all(hook, parts, result)
+    return parts
