@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
-from test_ops import SAMPLED, SMOOTH, constant_inputs, draw, sample_parts
 
 import tapegrad as tg
+import tapegrad.nn.functional as F
 from tapegrad.autograd.graph import Node
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_OP
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS
 from tapegrad.ops._view import ViewOp
+from tapegrad.ops.scan import recurrence
+from tests.test_ops import SAMPLED, SMOOTH, constant_inputs, draw, sample_parts
 
 STEP = 1e-5
 WEIGHTS = tg.tensor([0.5, 1.5, 0.0, 2.0], dtype=tg.float64)

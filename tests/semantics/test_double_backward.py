@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.helpers import leaf
 
 DATA = {
     "x": np.array([[0.5, -1.0, 2.0], [0.25, 3.0, -0.75]]),
@@ -162,10 +163,6 @@ def test_hessian_of_a_quadratic_form():
 
 
 # ---- .grad with a graph of its own ----
-
-
-def leaf(values):
-    return tg.tensor(values, dtype=tg.float64, requires_grad=True)
 
 
 def test_backward_with_create_graph_gives_a_grad_that_can_be_differentiated():
