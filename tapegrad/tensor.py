@@ -304,6 +304,7 @@ class Tensor:
             pass
         rt.retain(_S, k)
         self._grad = g = wrap(k)
+        g._root = g._where = None
         return g
 
     @grad.setter
@@ -360,13 +361,22 @@ class Tensor:
             rt.set_flag(_S, self._id, REQUIRES_GRAD, 0)
             return self
         # what was computed from this tensor keeps its way back through the old place
-        old, grad = self._id, rt.look(_S, self._id, LOOK_GRAD)
-        self._id = check_id(rt.share_leaf(_S, old, 0))
+        self._move_to(check_id(rt.share_leaf(_S, self._id, 0)))
+        return self
+
+    def _move_to(self, k: int) -> None:
+        """Stand for buffer `k` from now on, whose handle is taken over; its gradient and the wish for one go along."""
+        old = self._id
+        if rt.look(_S, old, LOOK_META) >> 8 & RETAIN_GRAD:
+            rt.set_flag(_S, old, RETAIN_GRAD, 0)
+            rt.set_flag(_S, k, RETAIN_GRAD, 1)
+        grad = rt.look(_S, old, LOOK_GRAD)
         if grad:
             rt.retain(_S, grad)
-            rt.set_grad(_S, self._id, grad)
+            rt.set_grad(_S, k, grad)
+            rt.set_grad(_S, old, 0)
+        self._id = k
         rt.release(_S, old)
-        return self
 
     @property
     def data(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 import threading
@@ -316,22 +317,18 @@ def _run(
 @contextlib.contextmanager
 def _sweep_state(roots: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None) -> Iterator[None]:
     # a sweep's state, saved around nested ones, and the marks of what a selective one wants
-    state = rt.state
-    outer = {name: int(state[name]) for name in ("pending", "touched", "selective", "retain", "hooked")}
-    top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
-    state["pending"] = state["touched"] = 0
-    state["hooked"] = -1
-    state["sweeping"] += 1
-    state["retain"] = retain
-    state["selective"] = wanted is not None
-    marked = 0
+    outer = (ctypes.c_int64 * 5)()
+    block = ctypes.addressof(outer)
+    rt.enter_sweep(_S, retain, wanted is not None, block)
+    marked, top = 0, -1
     try:
         if wanted is not None:
             for t in wanted:
                 rt.set_mark(_S, t._id, 1)
                 rt.set_flag(_S, t._id, structs.CAPTURE, 1)
-            marked = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
+            top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
             if top >= 0:
+                marked = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
                 rt.mark_paths(_S, marked, top)
         yield
     finally:
@@ -341,11 +338,7 @@ def _sweep_state(roots: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor]
                 rt.set_flag(_S, t._id, structs.CAPTURE, 0)
             if top >= 0:
                 rt.clear_marks(_S, marked, top)
-        state["sweeping"] -= 1
-        for name, value in outer.items():
-            state[name] = value
-        if state.orphans:
-            rt.drop_orphans(_S)
+        rt.leave_sweep(_S, block)
 
 
 def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:
@@ -453,7 +446,7 @@ def _reverse_in_python(index: int) -> None:
     row = read_row(index)
     g = _adjoint(row.out)
     with set_grad_enabled(False):
-        parts = hooked_parts(row, g, rt.wanted_inputs(_S, index), False)
+        parts = hooked_parts(row, g, row.wanted, False)
         for target, part in zip(operands(row), parts, strict=False):
             if part is not None:
                 _accumulate(target, part)
@@ -489,7 +482,7 @@ def _run_attached(index: int) -> int:
                 rt.adjoint_drop(_S, row.out)
                 _accumulate(row.out, changed)
     rt.state["hooked"] = index
-    if not (attached.after or attached.packed) or not rt.wanted_inputs(_S, index):
+    if not (attached.after or attached.packed) or not row.wanted:
         return index
     check_versions(row)
     _reverse_in_python(index)

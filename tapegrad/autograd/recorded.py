@@ -10,7 +10,7 @@ from tapegrad.autograd.attached import attachment, run_after, run_hooks
 from tapegrad.autograd.rows import Row, RowOp, check_versions, operand_places, operands, parts_of, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META, LOOK_NODE
+from tapegrad.engine.tape import LOOK_NODE
 from tapegrad.tensor import Tensor
 
 _S = rt.S
@@ -52,25 +52,20 @@ class Adjoints:
         while self._rows:
             row = read_row(-heapq.heappop(self._rows))
             g = self.of.pop(row.out)
-            attached = attachment(row.out)
-            if attached is not None:
-                g = run_hooks(attached, g)
-            if rt.look(_S, row.out, LOOK_META) & _KEEP:
+            if row.attached:
+                g = run_hooks(attachment(row.out), g)  # type: ignore[arg-type]
+            if row.meta & _KEEP:
                 self.kept[row.out] = g
             yield row, g
 
 
 def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
     """`parts_of` a row, after the hooks of its node."""
-    try:
+    if is_anomaly_enabled():
+        parts = _watched_parts(row, g, need, connected)
+    else:
         parts = parts_of(row, g, need, connected)
-        if is_anomaly_enabled() and is_anomaly_check_nan_enabled():
-            check_for_nan(row.op.grad_name, parts)
-    except Exception:
-        if is_anomaly_enabled():
-            explain(row.op.grad_name, row.out)
-        raise
-    attached = attachment(row.out)
+    attached = attachment(row.out) if row.attached else None
     if attached is None or not attached.after:
         return parts
     places = operand_places(row)
@@ -78,9 +73,21 @@ def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Te
     return [changed[places.index(p)] if p in places else None for p in range(max(places, default=-1) + 1)]
 
 
+def _watched_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
+    # under anomaly detection
+    try:
+        parts = parts_of(row, g, need, connected)
+        if is_anomaly_check_nan_enabled():
+            check_for_nan(row.op.grad_name, parts)
+    except Exception:
+        explain(row.op.grad_name, row.out)
+        raise
+    return parts
+
+
 def free_attached(row: Row) -> None:
     """Free, as `free_saved` does, what pack hooks and the user's functions keep for a row."""
-    attached = attachment(row.out)
+    attached = attachment(row.out) if row.attached else None
     if attached is None:
         return
     if isinstance(row.op, RowOp):
@@ -101,7 +108,7 @@ def sweep_over_tensors(roots: Sequence[Tensor], starts: Sequence[Tensor], retain
     for root, start in zip(roots, starts, strict=True):
         adjoints.add(root._id, start)
     for row, g in adjoints.rows():
-        need = rt.wanted_inputs(_S, row.index)
+        need = row.wanted
         if need == 0:
             continue
         try:

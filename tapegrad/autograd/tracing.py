@@ -167,11 +167,10 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
     Raises:
         RuntimeError: as in backward.
     """
-    recorded = rt.row(row.index)
-    ids = (*row.inputs, row.out)
+    if not row.stale:
+        return
     for position in positions:
-        k = ids[position]
-        if k and int(rt.storage(int(rt.buffer(k)["storage"]))["version"]) != int(recorded[f"version{position}"]):
+        if row.stale >> position & 1:
             raise RuntimeError(modified(row.index, position))
 
 

@@ -61,7 +61,7 @@ from tapegrad.engine.structs import (
     storage_of,
     strides_of,
 )
-from tapegrad.engine.tape import nbytes_of, new_buffer, release_saved, reserve_buffer
+from tapegrad.engine.tape import meta_of, nbytes_of, new_buffer, release_saved, reserve_buffer
 
 # how a kernel treats an adjoint
 WRITE, ADD, UNWANTED = 1, 0, -1
@@ -228,6 +228,70 @@ def wanted_inputs(S, index):
     return need
 
 
+# words of `describe_row`
+ROW_WORDS = 1024
+(
+    ROW_OP,
+    ROW_FLAGS,
+    ROW_SAVED,
+    ROW_WANTED,
+    ROW_STALE,
+    ROW_ATTACHED,
+    ROW_OUT,
+    ROW_OUT_META,
+    ROW_IN0,
+    ROW_EXTRA,
+    ROW_COUNT,
+    ROW_FIRST_WORD,
+) = (0, 1, 2, 3, 4, 5, 6, 7, 8, 14, 15, 16)
+
+
+@internal_words
+def describe_row(S, index, block):
+    """Write what Python asks of a row into a block of ROW_WORDS words; the number of words the whole takes.
+
+    Opcode, flags, saved mask, wanted inputs, mask of the held values that were written to since, whether anything is attached to the
+    result, the result and its META, the three operands each with its META, the number of further operands, the number of attribute
+    words after the block's size, and those words.
+    """
+    s = state_at(S)
+    address = s.rows + index * ROW_SIZE
+    r = row_at(address)
+    w = i64(block)
+    out = buffer_of(S, r.out)
+    w[ROW_OP] = r.op
+    w[ROW_FLAGS] = r.flags
+    w[ROW_SAVED] = r.saved
+    w[ROW_WANTED] = wanted_inputs(S, index)
+    w[ROW_STALE] = 0
+    w[ROW_ATTACHED] = out.attached
+    w[ROW_OUT] = r.out
+    w[ROW_OUT_META] = meta_of(S, r.out)
+    inputs = i32(address + ROW_INPUTS_OFFSET)
+    versions = i32(address + ROW_VERSIONS_OFFSET)
+    for k in range(3):
+        w[ROW_IN0 + 2 * k] = inputs[k]
+        w[ROW_IN0 + 2 * k + 1] = meta_of(S, inputs[k]) if inputs[k] else 0
+    held = r.saved | r.kept
+    for k in range(4):
+        if held >> k & 1:
+            b = buffer_of(S, r.out if k == 3 else inputs[k])
+            if storage_of(S, b.storage).version != versions[k]:
+                w[ROW_STALE] |= 1 << k
+    w[ROW_EXTRA] = 0
+    w[ROW_COUNT] = 0
+    if r.attr:
+        attributes = i64(r.attr)
+        count = attributes[0] - 1
+        w[ROW_EXTRA] = attributes[1]
+        w[ROW_COUNT] = count - 1
+        if ROW_FIRST_WORD + count - 1 > ROW_WORDS:
+            return ROW_FIRST_WORD + count - 1
+        for k in range(count - 1):
+            w[ROW_FIRST_WORD + k] = attributes[2 + k]
+    return ROW_FIRST_WORD + w[ROW_COUNT]
+
+
 @internal_words
 def mark_paths(S, first, last):
     """Mark every buffer that rows `first` to `last` compute from a marked one."""
@@ -298,6 +362,30 @@ def free_saved(S, index):
             release_saved(S, address)
         r.saved = 0
         r.flags |= FREED
+
+
+@internal_words
+def enter_sweep(S, retain, selective, block):
+    """Begin a sweep inside or outside of others, whose state is saved in a block of five words."""
+    s = state_at(S)
+    w = i64(block)
+    w[0], w[1], w[2], w[3], w[4] = s.pending, s.touched, s.selective, s.retain, s.hooked
+    s.pending = 0
+    s.touched = 0
+    s.selective = selective
+    s.retain = retain
+    s.hooked = -1
+    s.sweeping += 1
+
+
+@internal_words
+def leave_sweep(S, block):
+    """End a sweep that `enter_sweep` began."""
+    s = state_at(S)
+    w = i64(block)
+    s.pending, s.touched, s.selective, s.retain, s.hooked = w[0], w[1], w[2], w[3], w[4]
+    s.sweeping -= 1
+    drop_orphans(S)
 
 
 @internal_words

@@ -299,11 +299,14 @@ class _Linear:
             self.ends, self.structure = _outputs(name, output)
             for t in self.ends:
                 t._refresh()
-            ids = {t._id for t in self.seeds}
-            self.rows: list[Row] = rows_between([t._id for t in self.ends], ids)
         self.output = output
         for t in own:
             unmark(t)
+
+    @property
+    def rows(self) -> list[Row]:
+        """What the results were computed by."""
+        return rows_between([t._id for t in self.ends], {t._id for t in self.seeds})
 
     def push(self, tangents: dict[int, Tensor]) -> list[Tensor]:
         """The tangents of all results, from those of seeds by number."""

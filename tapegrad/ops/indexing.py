@@ -19,7 +19,7 @@ from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import constant
 from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
-from tapegrad.ops._write import _records, assign
+from tapegrad.ops._write import _records, assign, check_no_overlap
 from tapegrad.ops.joining import check_tensor, export
 from tapegrad.ops.movement import narrow, one_of, part_of, select, unsqueeze
 from tapegrad.tensor import Tensor
@@ -160,6 +160,15 @@ def _elements(self: Tensor, key: Any) -> Tensor:
 
 def _changes(tokens: tuple) -> bool:
     return any(t != FULL and t is not Ellipsis for t in tokens)
+
+
+def _is_whole(x: Tensor, tokens: tuple) -> bool:
+    # whether a basic index of slices shows all of a tensor as it is
+    if not all(t is Ellipsis or (type(t) is tuple and t[3] in (None, 1)) for t in tokens):
+        return False
+    layout = rt.look(_S, x._id, LOOK_META) >> 16
+    plan = _plan(layout, tokens, 0)
+    return plan.layout == layout and plan.offset == 0
 
 
 # arrays as indices
@@ -432,7 +441,7 @@ def _setitem(self: Tensor, key: Any, value: Any) -> None:
         return
     tokens, arrays = _parsed(self, key if type(key) is tuple else (key,))
     # the view is refreshed with its base: a stale one would write beside the graph
-    target = basic_view(self, tokens) if _changes(tokens) or not arrays else self
+    target = self if _is_whole(self, tokens) else basic_view(self, tokens)
     if not arrays:
         assign(target, _fitted(value, target.ndim))
         return
@@ -504,8 +513,7 @@ def check_writable(target: Tensor) -> None:
     flags = rt.look(_S, target._id, LOOK_META) >> 8
     if flags & structs.INFERENCE and not rt.mode_of_thread(_S) & structs.INFERENCE_MODE:
         raise RuntimeError(errors.INFERENCE_WRITTEN)
-    if any(s == 0 and n > 1 for s, n in zip(target.stride(), target.shape, strict=True)):
-        raise RuntimeError(errors.SELF_OVERLAP)
+    check_no_overlap(target)
 
 
 def _put_arguments(input: Tensor, indices: Any, values: Any) -> tuple[Any, Tensor]:

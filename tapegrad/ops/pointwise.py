@@ -459,8 +459,8 @@ def logaddexp(x, y):
 
 
 @logaddexp.backward
-def _(g, x, y, out):
-    return g * vecmath.exp(x - out), g * vecmath.exp(y - out)
+def _(g, x, y):
+    return g * vecmath.sigmoid(x - y), g * vecmath.sigmoid(y - x)
 
 
 # trigonometry
