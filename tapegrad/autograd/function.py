@@ -133,7 +133,7 @@ def _checked_value(t: Tensor, version: int) -> Tensor:
 class _FunctionOp(RowOp):
     # the row of a user's function; its operands are the function's tensors
     def __init__(self) -> None:
-        def function():
+        def function() -> None:
             """A user's function."""
 
         super().__init__(function, structs.PYTHON, "FunctionBackward", None)
@@ -165,7 +165,7 @@ class _FunctionOp(RowOp):
 class _OutputOp(RowOp):
     # one of several results of a user's function: hands its adjoint to the function's row
     def __init__(self) -> None:
-        def function_output():
+        def function_output() -> None:
             """One of several results of a user's function."""
 
         super().__init__(function_output, structs.PYTHON, "FunctionBackward", None)
@@ -362,7 +362,7 @@ class Function:
         Raises:
             RuntimeError: for outputs that no gradient could be right for.
         """
-        context = _context_class(cls)(cls, args)
+        context = _context_class(cls)(cls, args)  # type: ignore[arg-type]
         tensors = [a for a in args if isinstance(a, Tensor)]
         traced = any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors)
         records = is_grad_enabled() and any(t.requires_grad for t in tensors)

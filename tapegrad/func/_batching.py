@@ -266,7 +266,7 @@ class _LanesContext:
 class _LanesOp(RowOp):
     # an op's kernel run once a sample
     def __init__(self) -> None:
-        def lanes():
+        def lanes() -> None:
             """An operation run once a sample."""
 
         super().__init__(lanes, structs.PYTHON, "BatchedBackward0", None)
