@@ -10,6 +10,7 @@ from scipy.optimize import Bounds
 import tapegrad as tg
 from tapegrad import _tree
 from tapegrad.optimize import minimize
+from tests.helpers import Counted
 
 
 def clipped(x):
@@ -18,18 +19,6 @@ def clipped(x):
 
 def rosen(x):
     return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
-
-class Counted:
-    """A function that knows with what it was called."""
-
-    def __init__(self, function):
-        self.function = function
-        self.calls = []
-
-    def __call__(self, *args):
-        self.calls.append(args)
-        return self.function(*args)
 
 
 # structures

@@ -55,7 +55,7 @@ class _LoopOp(RowOp):
         call, number = _call_of(row)
         wanted = [p for p, k in enumerate(row.extra) if handle(k).requires_grad]
 
-        def pull_back(start: Tensor, *tensors: Tensor) -> list[Tensor]:
+        def pull_back(start: Tensor, *tensors: Tensor) -> list[Tensor | None]:
             with set_grad_enabled(True):
                 twins = [untraced(t.detach()).requires_grad_() if p in wanted else t for p, t in enumerate(tensors)]
                 result = call(twins)[number]
