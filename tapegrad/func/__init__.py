@@ -4,18 +4,15 @@ from importlib import import_module as _import_module
 from typing import Any as _Any
 
 from tapegrad.func._derivatives import (
-    functional_call,
     grad,
     grad_and_value,
-    hessian,
-    jacfwd,
-    jacrev,
     jvp,
     linearize,
-    stack_module_state,
     value_and_grad,
     vjp,
 )
+from tapegrad.func._jacobians import hessian, jacfwd, jacrev
+from tapegrad.func._modules import functional_call, stack_module_state
 from tapegrad.func._vmap import vmap
 
 __all__ = [
