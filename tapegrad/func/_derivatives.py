@@ -42,7 +42,7 @@ def _tensors(name: str, tree: Any) -> tuple[list[Tensor], _tree.Structure]:
     return found, structure
 
 
-def _chosen(name: str, argnums: Any, args: tuple) -> tuple[int, ...]:
+def chosen_arguments(name: str, argnums: Any, args: tuple) -> tuple[int, ...]:
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     if not isinstance(numbers, tuple | list) or not all(isinstance(n, int) for n in numbers):
         raise RuntimeError(f"{name}: argnums must be int or Tuple[int, ...], got: {type(argnums)}")
@@ -65,7 +65,7 @@ def _with_aux(name: str, result: Any, has_aux: bool) -> tuple[Any, Any]:
     return result
 
 
-def _outputs(name: str, tree: Any) -> tuple[list[Tensor], _tree.Structure]:
+def tensors_of(name: str, tree: Any) -> tuple[list[Tensor], _tree.Structure]:
     leaves, structure = _tree.flatten(tree)
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
@@ -93,7 +93,7 @@ def _twin(t: Tensor, grads: bool) -> Tensor:
     return made
 
 
-class _Recorded:
+class Recorded:
     """A function run on twins of its arguments that gradients stop at."""
 
     def __init__(
@@ -159,7 +159,7 @@ class _Recorded:
 def _grad_and_value(
     name: str, func: Callable, argnums: Any, has_aux: bool, args: tuple, kwargs: dict
 ) -> tuple[Any, Any, Any]:
-    run = _Recorded(name, func, args, kwargs, _chosen(name, argnums, args), has_aux)
+    run = Recorded(name, func, args, kwargs, chosen_arguments(name, argnums, args), has_aux)
     y = run.output
     if not isinstance(y, Tensor):
         raise RuntimeError(f"Expected f(*args) to return a Tensor, got type {type(y).__name__}")
@@ -249,8 +249,8 @@ def vjp(func: Callable, *primals: Any, has_aux: bool = False) -> tuple:
     >>> pull_back(tg.tensor([2.0]))
     (tensor([2.]),)
     """
-    run = _Recorded("vjp", func, primals, {}, range(len(primals)), has_aux)
-    roots, structure = _outputs("vjp", run.output)
+    run = Recorded("vjp", func, primals, {}, range(len(primals)), has_aux)
+    roots, structure = tensors_of("vjp", run.output)
 
     def vjp_fn(*cotangents: Any) -> Any:
         tree = cotangents[0] if len(cotangents) == 1 and not _takes_several(structure, cotangents) else cotangents
@@ -275,7 +275,7 @@ def _takes_several(structure: _tree.Structure, cotangents: Sequence[Any]) -> boo
     return structure.kind is tuple and len(structure.parts) == 1 and not isinstance(cotangents[0], tuple)
 
 
-class _Linear:
+class Linear:
     """A function run on traced twins of its arguments, to push tangents through."""
 
     def __init__(
@@ -297,7 +297,7 @@ class _Linear:
                 self.structures.append(structure)
                 given[n] = _tree.unflatten(twins, structure)
             output, self.aux = _with_aux(name, func(*given, **kwargs), aux)
-            self.ends, self.structure = _outputs(name, output)
+            self.ends, self.structure = tensors_of(name, output)
             for t in self.ends:
                 t._refresh()
         for t in own:
@@ -366,7 +366,7 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
             raise RuntimeError(f"jvp: Expected {what} to be a tuple. E.g. it should be valid to call f(*primals).")
     if len(primals) != len(tangents):
         raise RuntimeError("jvp: Expected primals and tangents to have the same python structure")
-    run = _Linear("jvp", func, primals, {}, range(len(primals)), has_aux)
+    run = Linear("jvp", func, primals, {}, range(len(primals)), has_aux)
     found = run.push(run.checked(tangents))
     if strict:
         reached = {row.out for row in run.rows} | {t._id for t in run.seeds}
@@ -384,7 +384,7 @@ def linearize(func: Callable, *primals: Any) -> tuple[Any, Callable]:
     >>> derivative(tg.tensor(3.0))
     tensor(3.)
     """
-    run = _Linear("linearize", func, primals, {}, range(len(primals)), False)
+    run = Linear("linearize", func, primals, {}, range(len(primals)), False)
 
     def derivative(*tangents: Any) -> Any:
         return _tree.unflatten(run.push(run.checked(tangents)), run.structure)

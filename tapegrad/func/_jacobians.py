@@ -8,7 +8,7 @@ from typing import Any
 
 from tapegrad import _tree
 from tapegrad.creation import eye, ones_like, zeros_like
-from tapegrad.func._derivatives import _chosen, _Linear, _outputs, _Recorded
+from tapegrad.func._derivatives import Linear, Recorded, chosen_arguments, tensors_of
 from tapegrad.func._vmap import vmap
 from tapegrad.tensor import Tensor
 
@@ -52,8 +52,8 @@ def jacrev(
 
     @functools.wraps(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
-        run = _Recorded("jacrev", func, args, kwargs, _chosen("jacrev", argnums, args), has_aux)
-        roots, structure = _outputs("jacrev", run.output)
+        run = Recorded("jacrev", func, args, kwargs, chosen_arguments("jacrev", argnums, args), has_aux)
+        roots, structure = tensors_of("jacrev", run.output)
         if sparsity is not None:
             from tapegrad.func._sparse import compressed
 
@@ -116,7 +116,7 @@ def jacfwd(
 
     @functools.wraps(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
-        run = _Linear("jacfwd", func, args, kwargs, _chosen("jacfwd", argnums, args), has_aux)
+        run = Linear("jacfwd", func, args, kwargs, chosen_arguments("jacfwd", argnums, args), has_aux)
         if sparsity is not None:
             from tapegrad.func._sparse import compressed
 

@@ -329,8 +329,3 @@ class ReductionOp(KernelOp):
         """
         head = [rt.layout(tuple(kept)), *(struct_bits(float(p)) for p in parameters)]
         return self.launch(inputs, shape, dtype, [*head, *words], items, work)
-
-
-def reduction_op(**options: Any) -> Callable[[Callable], ReductionOp]:
-    """Declare a reduction (see `ReductionOp`)."""
-    return lambda function: ReductionOp(function, **options)
