@@ -304,6 +304,7 @@ class _LanesOp(RowOp):
 
 
 lanes_op = _LanesOp()
+lanes_op.covered_by = "vmap"
 
 
 def call_of(k: int) -> _Call:

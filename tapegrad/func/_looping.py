@@ -89,6 +89,7 @@ class _LoopOp(RowOp):
 
 
 loop_op = _LoopOp()
+loop_op.covered_by = "vmap"
 
 
 def _call_of(row: Row) -> tuple[_Loop, int]:

@@ -214,6 +214,7 @@ class _FilledOp(Op):
 
 
 filled_op = _FilledOp()
+filled_op.covered_by = "max"
 
 
 def _record_filled(result: Tensor, filled: Tensor | None) -> None:
