@@ -14,16 +14,26 @@ from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS, Op
 from tapegrad.ops.convert import clone
-from tapegrad.tensor import Size, Tensor, layout_facts, wrap
+from tapegrad.tensor import Size, Tensor, layout_facts, leaves, wrap
 
 _S = rt.S
 _FIELDS = ("in0", "in1", "in2")
 
 
 class RowOp(Op):
-    """An op whose derivative depends on what is attached to its row."""
+    """An op whose derivative depends on what is attached to its row.
 
-    def parts(self, row: Row, g: Tensor, need: int) -> Sequence[Tensor | None]:
+    Attributes:
+        part_of_node: to users its rows belong to the node of their operand.
+    """
+
+    part_of_node = False
+
+    def arrived(self, row: Row, g: Tensor) -> Sequence[Tensor | None]:
+        """The adjoints of all its results, of which `g` is that of the row's."""
+        return (g,)
+
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> Sequence[Tensor | None]:
         """What it adds to the adjoint of each of the row's `operands`."""
         raise NotImplementedError
 
@@ -46,6 +56,7 @@ class Row(NamedTuple):
     words: list[int]
     saved: int
     flags: int
+    need: int
 
 
 def read_row(index: int) -> Row:
@@ -64,6 +75,7 @@ def read_row(index: int) -> Row:
         words[count + 1 :],
         int(row["saved"]),
         int(row["flags"]),
+        int(row["need"]),
     )
 
 
@@ -86,9 +98,21 @@ def dtype_of(k: int) -> dtypes.dtype:
 
 
 def handle(k: int) -> Tensor:
-    """A tensor on a buffer, at its place in the graph."""
+    """A tensor on a buffer, at its place in the graph.
+
+    Nothing is written through it, so that a view among them needs no base to tell of it.
+    """
     rt.retain(_S, k)
-    return wrap(k)
+    t = wrap(k)
+    t._root = t._where = None
+    return t
+
+
+def leaf(k: int) -> Tensor:
+    """The tensor of a leaf: the user's own one if that still is."""
+    known = leaves.get(k)
+    t = known() if known is not None else None
+    return t if t is not None and t._id == k else handle(k)
 
 
 def operands(row: Row) -> tuple[int, ...]:
@@ -99,7 +123,8 @@ def operands(row: Row) -> tuple[int, ...]:
 def operand_places(row: Row) -> list[int]:
     """Where in `operands` the row's operands stand, as users count them."""
     inline = getattr(row.op, "arity", 0) or len(getattr(row.op, "inputs", ())) or sum(1 for k in row.inputs if k)
-    return [*range(0 if row.extra else inline), *range(3, 3 + len(row.extra))]
+    differentiable = int(rt.ops[row.op.code]["differentiable"])
+    return [*(p for p in range(inline) if differentiable >> p & 1), *range(3, 3 + len(row.extra))]
 
 
 def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
@@ -109,7 +134,7 @@ def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     found: list[Tensor | None] = []
     for position, k in enumerate((*row.inputs, row.out)):
         if position in packed:
-            value = _unpacked(*packed[position])
+            value = unpacked(*packed[position], shape_of(k), dtype_of(k))
             found.append(_at_place_of(value, k) if connected else value)
         elif row.saved >> position & 1:
             value = handle(k)
@@ -119,13 +144,21 @@ def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     return found
 
 
-def _unpacked(value: Any, unpack: Callable) -> Tensor:
+def unpacked(value: Any, unpack: Callable, shape: Size, dtype: dtypes.dtype) -> Tensor:
+    """What an unpack hook gives back for a saved value.
+
+    Raises:
+        TypeError, RuntimeError: if that is no tensor of the value's shape and kind.
+    """
     made = unpack(value)
     if not isinstance(made, Tensor):
-        raise TypeError(
-            f"Output of saved tensor unpack_hook expected to be a Tensor but got result of type {type(made)}"
+        raise TypeError(errors.UNPACKED_TYPE.format(type(made).__name__))
+    if made.shape != shape or made.dtype.category != dtype.category:
+        raise RuntimeError(
+            f"Output of saved tensor unpack_hook expected to be a {dtype} tensor of shape {list(shape)}, as was packed, but got a "
+            f"{made.dtype} tensor of shape {list(made.shape)}"
         )
-    return made
+    return made.to(dtype)
 
 
 def _at_place_of(value: Tensor, k: int) -> Tensor:
@@ -137,19 +170,22 @@ def _at_place_of(value: Tensor, k: int) -> Tensor:
     return made
 
 
-def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[Tensor | None]:
+def parts_of(row: Row, arrived: Sequence[Tensor | None], need: int, connected: bool) -> list[Tensor | None]:
     """What a row adds to the adjoint of each of its `operands`, in its shape and dtype; None where nothing is wanted.
 
     Args:
         row: the row.
-        g: the adjoint of its result.
+        arrived: the adjoint of its result, of several for a user's function; None where there is none.
         need: mask of operands to answer for.
         connected: whether the parts depend on the saved values too.
     """
-    if row.op.kind == structs.VIEW:
-        return [place_back(g, row.words, shape_of(row.inputs[0]))]
+    g = arrived[0]
     if isinstance(row.op, RowOp):
-        parts = row.op.parts(row, g, need)
+        parts = row.op.parts(row, arrived, need)
+    elif g is None:
+        parts = ()
+    elif row.op.kind == structs.VIEW:
+        return [place_back(g, row.words, shape_of(row.inputs[0]))]
     else:
         parts = row.op.reverse(g, need, saved_values(row, connected), row.words)
     found: list[Tensor | None] = []

@@ -78,6 +78,15 @@ def _list_touched(S, k):
         s.touched = k
 
 
+@internal_inline
+def _is_plain_gradient(S, k):
+    # whether the gradient of a leaf is a block that may be added to
+    b = buffer_of(S, k)
+    grad = buffer_of(S, b.grad)
+    plain = layout_of(S, grad.layout).contiguous == grad.layout
+    return plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD
+
+
 @internal_words
 def open_adjoint(S, k):
     """Give buffer `k` an adjoint block if it has none: WRITE if the block is fresh, ADD if it holds something, -9 without memory.
@@ -88,11 +97,10 @@ def open_adjoint(S, k):
     b = buffer_of(S, k)
     if b.adj:
         return ADD
-    if b.producer < 0 and b.grad and not s.selective and not b.attached:
-        grad = buffer_of(S, b.grad)
-        plain = layout_of(S, grad.layout).contiguous == grad.layout
-        if plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD:
-            b.adj = grad.data
+    # not where Python may run meanwhile, and look at the gradient or replace it
+    if b.producer < 0 and b.grad and not s.selective and not s.attachments:
+        if _is_plain_gradient(S, k):
+            b.adj = buffer_of(S, b.grad).data
             b.flags |= ADJ_IS_GRAD
             _list_touched(S, k)
             return ADD
@@ -229,8 +237,8 @@ def wanted_inputs(S, index):
 
 
 @internal_words
-def mark_paths(S, first, last):
-    """Mark every buffer that rows `first` to `last` compute from a marked one."""
+def mark_paths(S, first, last, bit):
+    """Mark every buffer that rows `first` to `last` compute from one that bears this bit of `mark`."""
     s = state_at(S)
     for index in range(first, last + 1):
         address = s.rows + index * ROW_SIZE
@@ -241,21 +249,39 @@ def mark_paths(S, first, last):
         found = False
         for k in range(3):
             if r.need >> k & 1:
-                found = found or buffer_of(S, inputs[k]).mark != 0
+                found = found or buffer_of(S, inputs[k]).mark & bit != 0
         if r.need & 8:
             for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark != 0
+                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark & bit != 0
         if found:
-            buffer_of(S, r.out).mark = 1
+            buffer_of(S, r.out).mark |= bit
 
 
 @internal_words
-def clear_marks(S, first, last):
+def clear_marks(S, first, last, bit):
     """Undo `mark_paths`."""
     for index in range(first, last + 1):
         r = row_of(S, index)
         if not r.flags & DEAD:
-            buffer_of(S, r.out).mark = 0
+            buffer_of(S, r.out).mark &= ~bit
+
+
+@internal_words
+def find_paths(S, wanted, count, first, last, found):
+    """Write the ids of what rows `first` to `last` compute from `count` wanted buffers to address `found`; how many there are."""
+    for k in range(count):
+        buffer_of(S, i64(wanted)[k]).mark |= 2
+    mark_paths(S, first, last, 2)
+    n = 0
+    for index in range(first, last + 1):
+        r = row_of(S, index)
+        if not r.flags & DEAD and buffer_of(S, r.out).mark & 2:
+            i64(found)[n] = r.out
+            n += 1
+    clear_marks(S, first, last, 2)
+    for k in range(count):
+        buffer_of(S, i64(wanted)[k]).mark &= ~2
+    return n
 
 
 @internal_words
@@ -571,8 +597,13 @@ def settle(S):
             g = adjoint_buffer(S, k)
             buffer_of(S, k).grad = g
             enough = enough and g != 0
+        elif b.producer < 0 and _is_plain_gradient(S, k) and _can_move(S, b.dtype):
+            grad = buffer_of(S, b.grad)
+            _accumulate(S, b.adj, grad.data, layout_of(S, grad.layout).elements, b.dtype, ADD)
+            storage_of(S, grad.storage).version += 1
+            deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
+            b.adj = 0
         else:
-            # a gradient that is not a plain block is added to out of place, over tensors
             s.fault = k
             return SETTLE_PYTHON
     return DONE if enough else SWEEP_MEMORY
@@ -601,6 +632,12 @@ def adjoint_copy(S, k):
     memcpy(block, b.adj, size)
     storage = adopt_storage(S, block, size, 0, 0)
     return new_buffer(S, storage, block, layout, b.dtype)
+
+
+@internal_words
+def count_sweeps(S, change):
+    """Note that a sweep begins or ends: rows must not move meanwhile."""
+    state_at(S).sweeping += change
 
 
 @internal_words

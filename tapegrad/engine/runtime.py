@@ -24,6 +24,8 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         tape.release,
         tape.look,
         tape.retain,
+        tape.retain_place,
+        tape.release_place,
         tape.set_flag,
         tape.set_grad,
         tape.new_attributes,
@@ -41,6 +43,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     "sharing": (
         tape.set_mark,
         tape.attach,
+        tape.move_grad,
         tape.cut,
         memory.trim_cache,
         record.adopt_leaf,
@@ -57,9 +60,11 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     "viewing": (record.record_view, record.record_on),
     "reverse": (replay.sweep_from, replay.sweep, replay.settle),
     "selecting": (
+        replay.count_sweeps,
         replay.seed,
         replay.mark_paths,
         replay.clear_marks,
+        replay.find_paths,
         replay.finish_row,
         replay.free_saved,
         replay.wanted_inputs,
