@@ -24,7 +24,8 @@ def from_copy(array: np.ndarray) -> Tensor:
     return t
 
 
-def _finish(t: Tensor, requires_grad: bool) -> Tensor:
+def with_grad(t: Tensor, requires_grad: bool) -> Tensor:
+    """A new tensor, set to require grad if that is asked for."""
     if requires_grad:
         if not t.dtype.is_floating_point:
             raise RuntimeError(errors.NOT_FLOATING)
@@ -32,7 +33,8 @@ def _finish(t: Tensor, requires_grad: bool) -> Tensor:
     return t
 
 
-def _check_device(chosen: Any) -> None:
+def check_device(chosen: Any) -> None:
+    """Refuse a `device` argument that is not the CPU."""
     if chosen is not None:
         device(chosen)
 
@@ -150,12 +152,12 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
     >>> tg.tensor([1.0, 2.0], requires_grad=True)
     tensor([1., 2.], requires_grad=True)
     """
-    _check_device(device)
+    check_device(device)
     wanted = None if dtype is None else dtypes.as_dtype(dtype)
     array = _to_array(data, wanted)
     if wanted is not None:
         array = _converted(array, wanted)
-    return _finish(from_copy(array), requires_grad)
+    return with_grad(from_copy(array), requires_grad)
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
@@ -207,7 +209,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """A tensor of the data, sharing memory where it can: tensors are returned as they are, arrays shared."""
-    _check_device(device)
+    check_device(device)
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype)
     if isinstance(data, np.ndarray) and (dtype is None or dtypes.of_numpy(data.dtype) is dtypes.as_dtype(dtype)):
@@ -223,7 +225,7 @@ def asarray(
 ) -> Tensor:
     """`as_tensor`, with a choice to copy."""
     made = tensor(obj, dtype=dtype, device=device) if copy else as_tensor(obj, dtype, device)
-    return _finish(made, requires_grad) if requires_grad else made
+    return with_grad(made, requires_grad)
 
 
 def shape_argument(name: str, size: Sequence[Any]) -> tuple[int, ...]:
@@ -261,14 +263,15 @@ def blank(shape: tuple[int, ...], dtype: Any) -> Tensor:
 
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with uninitialised elements."""
-    _check_device(device)
-    return _finish(blank(shape_argument("empty", size), dtype), requires_grad)
+    check_device(device)
+    return with_grad(blank(shape_argument("empty", size), dtype), requires_grad)
 
 
-def _filled(shape: tuple[int, ...], value: Any, dtype: Any, requires_grad: bool) -> Tensor:
+def filled(shape: tuple[int, ...], values: Any, dtype: Any, requires_grad: bool) -> Tensor:
+    """A tensor with values that broadcast to its shape, of the default dtype if none is given."""
     t = blank(shape, dtype)
-    t._address_array()[...] = value
-    return _finish(t, requires_grad)
+    t._address_array()[...] = values
+    return with_grad(t, requires_grad)
 
 
 def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -279,33 +282,33 @@ def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     tensor([[0., 0., 0.],
             [0., 0., 0.]])
     """
-    _check_device(device)
-    return _filled(shape_argument("zeros", size), 0, dtype, requires_grad)
+    check_device(device)
+    return filled(shape_argument("zeros", size), 0, dtype, requires_grad)
 
 
 def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of ones."""
-    _check_device(device)
-    return _filled(shape_argument("ones", size), 1, dtype, requires_grad)
+    check_device(device)
+    return filled(shape_argument("ones", size), 1, dtype, requires_grad)
 
 
 def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of one value; its dtype follows the value unless given."""
-    _check_device(device)
+    check_device(device)
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
     if dtype is None:
         kinds = {bool: dtypes.bool, int: dtypes.int64}
         dtype = kinds.get(type(value), dtypes.get_default_dtype())
     shape = shape_argument("full", (size,))
-    return _filled(shape, value, dtype, requires_grad)
+    return filled(shape, value, dtype, requires_grad)
 
 
 def _like(name: str, value: Any) -> Any:
     def like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-        _check_device(device)
+        check_device(device)
         if not isinstance(input, Tensor):
             raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
-        return _filled(input.shape, value, dtype or input.dtype, requires_grad)
+        return filled(input.shape, value, dtype or input.dtype, requires_grad)
 
     like.__name__ = like.__qualname__ = name
     like.__doc__ = f"A tensor of {'zeros' if value == 0 else 'ones'} with the shape and dtype of another."
@@ -318,25 +321,23 @@ ones_like = _like("ones_like", 1)
 
 def empty_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with uninitialised elements and the shape and dtype of another."""
-    _check_device(device)
-    return _finish(blank(input.shape, dtype or input.dtype), requires_grad)
+    check_device(device)
+    return with_grad(blank(input.shape, dtype or input.dtype), requires_grad)
 
 
 def full_like(
     input: Tensor, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """A tensor of one value with the shape and dtype of another."""
-    _check_device(device)
-    return _filled(input.shape, fill_value, dtype or input.dtype, requires_grad)
+    check_device(device)
+    return filled(input.shape, fill_value, dtype or input.dtype, requires_grad)
 
 
 def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """An `n` by `m` matrix with ones on its diagonal."""
-    _check_device(device)
-    shape = shape_argument("eye", (n, n if m is None else m))
-    t = blank(shape, dtype)
-    t._address_array()[...] = np.eye(*shape)  # type: ignore[call-overload]
-    return _finish(t, requires_grad)
+    check_device(device)
+    rows, columns = shape_argument("eye", (n, n if m is None else m))
+    return filled((rows, columns), np.eye(rows, columns), dtype, requires_grad)
 
 
 def arange(*bounds: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **named: Any) -> Tensor:
@@ -346,7 +347,7 @@ def arange(*bounds: Any, dtype: Any = None, device: Any = None, requires_grad: b
     >>> tg.arange(1, 7, 2)
     tensor([1, 3, 5])
     """
-    _check_device(device)
+    check_device(device)
     values = [b.item() if isinstance(b, Tensor) else b for b in bounds]
     if len(values) == 1:
         values = [0, *values]
@@ -367,22 +368,15 @@ def arange(*bounds: Any, dtype: Any = None, device: Any = None, requires_grad: b
         integral = all(isinstance(v, int) for v in (start, end, step))
         dtype = dtypes.int64 if integral else dtypes.get_default_dtype()
     count = int(np.ceil((end - start) / step))
-    t = blank((count,), dtype)
-    if count:
-        t._address_array()[...] = start + step * np.arange(count)
-    return _finish(t, requires_grad)
+    return filled((count,), start + step * np.arange(count), dtype, requires_grad)
 
 
 def linspace(
     start: Any, end: Any, steps: int, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
     """`steps` numbers from `start` to `end`, evenly spaced, both ends included."""
-    _check_device(device)
-    if steps < 0:
-        raise RuntimeError(f"number of steps must be non-negative, but got {steps}")
-    t = blank((steps,), dtype)
-    t._address_array()[...] = np.linspace(float(start), float(end), steps)
-    return _finish(t, requires_grad)
+    _check_spacing(device, steps)
+    return filled((steps,), np.linspace(float(start), float(end), steps), dtype, requires_grad)
 
 
 def logspace(
@@ -396,9 +390,11 @@ def logspace(
     requires_grad: bool = False,
 ) -> Tensor:
     """`steps` powers of `base`, their exponents evenly spaced from `start` to `end`."""
-    _check_device(device)
+    _check_spacing(device, steps)
+    return filled((steps,), np.logspace(float(start), float(end), steps, base=base), dtype, requires_grad)
+
+
+def _check_spacing(device: Any, steps: int) -> None:
+    check_device(device)
     if steps < 0:
         raise RuntimeError(f"number of steps must be non-negative, but got {steps}")
-    t = blank((steps,), dtype)
-    t._address_array()[...] = np.logspace(float(start), float(end), steps, base=base)
-    return _finish(t, requires_grad)

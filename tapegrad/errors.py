@@ -45,6 +45,134 @@ UNUSED_INPUT = (
 )
 INPUT_NO_GRAD = "One of the differentiated Tensors does not require grad"
 GRADIENT_TYPE = "gradients can be either Tensors or None, but got {}"
+BATCHED_SHAPE = (
+    "If `is_grads_batched=True`, we interpret the first dimension of each grad_output as the batch dimension. The sizes of the "
+    "remaining dimensions are expected to match the shape of corresponding output, but a mismatch was detected: grad_output[{k}] "
+    "has a shape of {given} and output[{k}] has a shape of {expected}. If you only want some tensors in `grad_output` to be "
+    "considered batched, consider using vmap."
+)
+
+# autograd.functional
+NOT_TENSORS = (
+    "The {what} given to {name} must be either a Tensor or a tuple of Tensors but the {which} has type {type}."
+)
+V_LENGTH = "v is a tuple of invalid length: should be {expected} but got {given}."
+V_SINGLE = "The given v should contain a single Tensor."
+V_SIZE = "{entry}v has invalid size: should be {expected} but got {given}."
+V_FOR_OUTPUT = (
+    "The vector v can only be None if the user-provided function returns a single Tensor with a single element."
+)
+V_FOR_INPUT = (
+    "The vector v can only be None if the input to the user-provided function is a single Tensor with a single element."
+)
+NOT_ONE_TENSOR = "The function given to {} should return a single Tensor"
+NOT_ONE_ELEMENT = "The Tensor returned by the function given to {} should contain a single element"
+STRICT_OUTPUT = (
+    "Output {i} of the user-provided function does not require gradients. The outputs must be computed in a differentiable "
+    "manner from the input when running in strict mode."
+)
+STRICT_INPUT = (
+    "The output of the user-provided function is independent of input {i}. This is not allowed in strict mode."
+)
+STRICT_OUTPUT_OF_INPUT = (
+    "Output {output} of the user-provided function is independent of input {i}. This is not allowed in strict mode."
+)
+STRICT_GRADIENT = (
+    "The gradient with respect to input {i} is independent of the inputs of the user-provided function. This is not allowed in "
+    "strict mode."
+)
+STRICT_JACOBIAN = (
+    "The jacobian of the user-provided function is independent of input {i}. This is not allowed in strict mode."
+)
+STRICT_LINEAR = (
+    "While computing the hessian, found that the jacobian of the user-provided function with respect to input {i} is independent "
+    "of the input. This is not allowed in strict mode. You should ensure that your function is twice differentiable and that the "
+    "jacobian depends on the inputs (this would be violated by a linear function for example)."
+)
+STRICT_JVP = (
+    "The gradient with respect to the input is independent of entry {i} in the grad_outputs when using the double backward trick "
+    "to compute forward mode gradients. This is not allowed in strict mode."
+)
+STRICT_HVP = (
+    "The hessian of the user-provided function is independent of entry {i} in the grad_jacobian. This is not allowed in strict "
+    "mode as it prevents from using the double backward trick to replace forward mode AD."
+)
+STRICT_JACOBIAN_GRAPH = (
+    "The jacobian of the user-provided function is independent of input {i}. This is not allowed in strict mode when "
+    "create_graph=True."
+)
+STRICT_HESSIAN_GRAPH = (
+    "The hessian of the user-provided function is independent of input {i}. This is not allowed in strict mode when "
+    "create_graph=True."
+)
+STRICT_VECTORIZED = (
+    "tapegrad.autograd.functional.jacobian: `strict=True` and `vectorized=True` are not supported together. Please either set "
+    "`strict=False` or `vectorize=False`."
+)
+STRICT_FORWARD = (
+    'tapegrad.autograd.functional.jacobian: `strict=True` and `strategy="forward-mode"` are not supported together (yet). Please '
+    'either set `strict=False` or `strategy="reverse-mode"`.'
+)
+JACOBIAN_STRATEGY = (
+    'Expected strategy to be either "forward-mode" or "reverse-mode". Hint: If your function has more outputs than inputs, '
+    '"forward-mode" tends to be more performant. Otherwise, prefer to use "reverse-mode".'
+)
+HESSIAN_STRATEGY = 'Expected strategy to be either "forward-mode" or "reverse-mode".'
+
+# autograd.gradcheck
+GRADCHECK_DTYPE = (
+    "Input #{} requires gradient and is not a double precision floating point or complex. This check will likely fail if all the "
+    "inputs are not of double precision floating point or complex. "
+)
+GRADCHECK_STRIDE_0 = (
+    "The {}th input has a dimension with stride 0. gradcheck only supports inputs that are non-overlapping to be able to compute "
+    "the numerical gradients correctly. You should call .contiguous on the input before passing it to gradcheck."
+)
+GRADCHECK_OVERLAP = (
+    "The {i}th input, of shape {shape} and strides {strides}, has elements that share memory. gradcheck only supports inputs that "
+    "are non-overlapping to be able to compute the numerical gradients correctly. You should call .contiguous on the input before "
+    "passing it to gradcheck."
+)
+GRADCHECK_NO_GRAD = (
+    "gradcheck expects at least one input tensor to require gradient, but none of them have requires_grad=True."
+)
+GRADCHECK_NO_MODE = "Expected at least one of {} or {} to be True"
+GRADCHECK_OPTION = "Setting {}=True requires {} to be True"
+GRADCHECK_OUTPUT = "gradcheck expects func to return a Tensor or a tuple of Tensors, but output {} has type {}."
+GRADGRADCHECK_NO_OUTPUT = (
+    "gradgradcheck expects at least one output of func to require gradient, but none of them does."
+)
+GRADCHECK_PERTURBED = (
+    "Expected `func` to return outputs with the same {what} when inputs are perturbed {place}by {eps}, but got: {what}s {low} and "
+    "{high}."
+)
+GRADCHECK_MISMATCH = "Jacobian {mode}mismatch for output {output} with respect to input {input},\nnumerical:{numerical}\nanalytical:{analytical}\n"
+GRADCHECK_FAST = (
+    "\nThese are the two sides of v^T J u for random u and v, which is what fast mode compares. The Jacobians themselves are\n\n"
+    "Numerical:\n{numerical}\nAnalytical:\n{analytical}\n\nThe max per-element difference (slow mode) is: {difference}.\n"
+)
+GRADCHECK_FAST_ONLY = (
+    "Fast gradcheck failed but element-wise differences are small. This means that the test might've passed in slow_mode! Call "
+    "gradcheck or gradgradcheck with `fast_mode=False`."
+)
+GRADCHECK_NOT_REENTRANT = (
+    "Backward is not reentrant, i.e., running backward with same input and grad_output multiple times gives different values. "
+    "The tolerance for nondeterminism was {}. If the backward is random, or depends on the order of sums, call gradcheck or "
+    "gradgradcheck with a `nondet_tol`."
+)
+GRADCHECK_UNDEFINED = (
+    "Expected backward function to handle undefined output grads. With only some outputs differentiated, the gradients of the "
+    "others are undefined and count as zeros, but got: {}"
+)
+GRADCHECK_TANGENT = (
+    "Mismatch in tangent values for output with index: {output} when input: {input} has an undefined tangent value. Got: {got} but "
+    "expected: {expected}"
+)
+GRADCHECK_BATCHED = (
+    "gradcheck or gradgradcheck failed while testing batched gradient computation. To leave this test out, call it with "
+    "`{option}=False`."
+)
+
 INFERENCE_SAVED = (
     "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference mode in computation tracked "
     "by autograd. To work around this, you can make a clone to get a normal tensor and use it in autograd, or use "
@@ -69,3 +197,4 @@ PARTIAL_OVERLAP = (
 )
 HOOK_NO_GRAD = "cannot register a hook on a tensor that doesn't require gradient"
 UNPACKED_TYPE = "Output of saved tensor unpack_hook expected to be a Tensor but got result of type {}"
+UNPACKED_LIKE = "Output of saved tensor unpack_hook expected to be a {} tensor of shape {}, as was packed, but got a {} tensor of shape {}"

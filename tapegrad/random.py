@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tapegrad import dtypes
-from tapegrad.creation import _check_device, _finish, blank, shape_argument
+from tapegrad.creation import check_device, filled, shape_argument, with_grad
 from tapegrad.tensor import Tensor
 
 
@@ -22,7 +23,7 @@ class Generator:
     """
 
     def __init__(self, device: Any = "cpu") -> None:
-        _check_device(device)
+        check_device(device)
         self.seed()
 
     def manual_seed(self, seed: int) -> Generator:
@@ -81,12 +82,6 @@ def _numpy(generator: Generator | None) -> np.random.Generator:
     return (generator or default_generator)._numpy
 
 
-def _store(shape: tuple[int, ...], values: Any, dtype: Any, requires_grad: bool) -> Tensor:
-    t = blank(shape, dtype)
-    t._address_array()[...] = values
-    return _finish(t, requires_grad)
-
-
 def _float(dtype: Any, name: str) -> Any:
     d = dtypes.get_default_dtype() if dtype is None else dtypes.as_dtype(dtype)
     if not d.is_floating_point:
@@ -94,8 +89,32 @@ def _float(dtype: Any, name: str) -> Any:
     return d
 
 
-def _draw(method: Any, shape: tuple[int, ...], d: Any) -> np.ndarray:
-    return method(shape, dtype=np.float64 if d.itemsize == 8 else np.float32)
+def _draw(method: Any, d: Any) -> Callable[[tuple[int, ...]], np.ndarray]:
+    return lambda shape: method(shape, dtype=np.float64 if d.itemsize == 8 else np.float32)
+
+
+def _alike(draw: Callable, shape: tuple[int, ...]) -> Tensor | None:
+    return None
+
+
+# what draws for all samples of a `vmap` at once, None where nothing is mapped (see autograd/tracing.py)
+draw_samples: Callable[[Callable[[tuple[int, ...]], Tensor], tuple[int, ...]], Tensor | None] = _alike
+
+
+def _random(
+    shape: tuple[int, ...], draw: Callable[[tuple[int, ...]], Any], dtype: Any, requires_grad: bool = False
+) -> Tensor:
+    def make(whole: tuple[int, ...]) -> Tensor:
+        return filled(whole, draw(whole), dtype, False)
+
+    made = draw_samples(make, tuple(shape))
+    return with_grad(make(tuple(shape)) if made is None else made, requires_grad)
+
+
+def _drawn(name: str, method: Any, size: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+    check_device(device)
+    d, shape = _float(dtype, name), shape_argument(name, size)
+    return _random(shape, _draw(method, d), d, requires_grad)
 
 
 def rand(
@@ -106,9 +125,7 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:
     """Numbers uniform on [0, 1)."""
-    _check_device(device)
-    d, shape = _float(dtype, "rand"), shape_argument("rand", size)
-    return _store(shape, _draw(_numpy(generator).random, shape, d), d, requires_grad)
+    return _drawn("rand", _numpy(generator).random, size, dtype, device, requires_grad)
 
 
 def randn(
@@ -119,9 +136,7 @@ def randn(
     requires_grad: bool = False,
 ) -> Tensor:
     """Numbers from the standard normal distribution."""
-    _check_device(device)
-    d, shape = _float(dtype, "randn"), shape_argument("randn", size)
-    return _store(shape, _draw(_numpy(generator).standard_normal, shape, d), d, requires_grad)
+    return _drawn("randn", _numpy(generator).standard_normal, size, dtype, device, requires_grad)
 
 
 def randint(
@@ -135,13 +150,13 @@ def randint(
     requires_grad: bool = False,
 ) -> Tensor:
     """Integers from `low` (0 if only `high` is given) up to, but not including, `high`."""
-    _check_device(device)
+    check_device(device)
     if size is None:
         low, high, size = 0, low, high
     if low >= high:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
     shape = shape_argument("randint", (size,))
-    return _store(shape, _numpy(generator).integers(low, high, shape), dtype, requires_grad)
+    return _random(shape, lambda whole: _numpy(generator).integers(low, high, whole), dtype, requires_grad)
 
 
 def randperm(
@@ -153,10 +168,13 @@ def randperm(
     requires_grad: bool = False,
 ) -> Tensor:
     """The integers from 0 to `n` - 1 in random order."""
-    _check_device(device)
+    check_device(device)
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
-    return _store((n,), _numpy(generator).permutation(n), dtype, requires_grad)
+    numbers = _numpy(generator)
+    return _random(
+        (n,), lambda whole: numbers.permuted(np.broadcast_to(np.arange(n), whole), axis=-1), dtype, requires_grad
+    )
 
 
 def normal(
@@ -177,7 +195,8 @@ def normal(
     m, s = (v.detach().numpy() if isinstance(v, Tensor) else v for v in (mean, std))
     if np.any(np.asarray(s) < 0):
         raise RuntimeError(f"normal expects std >= 0.0, but found std {np.min(s)}")
-    return _store(shape, m + s * _draw(_numpy(generator).standard_normal, shape, d), d, False)
+    draw = _draw(_numpy(generator).standard_normal, d)
+    return _random(shape, lambda whole: m + s * draw(whole), d)
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
@@ -185,7 +204,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
     chances = input.detach().numpy() if p is None else p
     if not np.all((np.asarray(chances) >= 0) & (np.asarray(chances) <= 1)):
         raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true, but got false.")
-    return _store(tuple(input.shape), _numpy(generator).random(input.shape) < chances, input.dtype, False)
+    return _random(tuple(input.shape), lambda whole: _numpy(generator).random(whole) < chances, input.dtype)
 
 
 def multinomial(
@@ -202,7 +221,7 @@ def multinomial(
     draw = _numpy(generator)
     rows = [draw.choice(w.size, num_samples, replace=replacement, p=w / w.sum()) for w in weights]
     found = np.stack(rows) if input.ndim == 2 else rows[0]
-    return _store(found.shape, found, dtypes.int64, False)
+    return filled(found.shape, found, dtypes.int64, False)
 
 
 def _like(name: str, make: Any) -> Any:
@@ -225,33 +244,31 @@ def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: Any
     return randint(low, high, tuple(input.shape), dtype=dtype or input.dtype)
 
 
-def _fill_in_place(t: Tensor, values: Any) -> Tensor:
+def _fill_in_place(t: Tensor, draw: Callable[[tuple[int, ...]], Any]) -> Tensor:
     from tapegrad.ops._write import assign
 
-    source = blank(tuple(t.shape), t.dtype)
-    source._address_array()[...] = values
-    return assign(t, source)
+    return assign(t, _random(tuple(t.shape), draw, t.dtype))
 
 
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with numbers uniform on [`low`, `high`)."""
-    return _fill_in_place(self, low + (high - low) * _numpy(generator).random(self.shape))
+    return _fill_in_place(self, lambda shape: low + (high - low) * _numpy(generator).random(shape))
 
 
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with normal numbers."""
-    return _fill_in_place(self, mean + std * _numpy(generator).standard_normal(self.shape))
+    return _fill_in_place(self, lambda shape: mean + std * _numpy(generator).standard_normal(shape))
 
 
 def bernoulli_(self: Tensor, p: float = 0.5, *, generator: Generator | None = None) -> Tensor:
     """Fill with ones with probability `p`, zeros otherwise."""
-    return _fill_in_place(self, _numpy(generator).random(self.shape) < p)
+    return _fill_in_place(self, lambda shape: _numpy(generator).random(shape) < p)
 
 
 def random_(self: Tensor, low: int = 0, high: int | None = None, *, generator: Generator | None = None) -> Tensor:
     """Fill with integers from `low` up to, but not including, `high`."""
     top = (2**24 if self.dtype.is_floating_point else dtypes.iinfo(self.dtype).max) if high is None else high
-    return _fill_in_place(self, _numpy(generator).integers(low, top, self.shape))
+    return _fill_in_place(self, lambda shape: _numpy(generator).integers(low, top, shape))
 
 
 for _method in (uniform_, normal_, bernoulli_, random_):

@@ -28,7 +28,8 @@ _SAFE = {
     "numpy": {"ndarray", "dtype"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.numeric": {"_frombuffer"},
-    "tapegrad.tensor": {"_unpickle", "Size", "device"},
+    "tapegrad.interchange": {"_unpickle"},
+    "tapegrad.tensor": {"Size", "device"},
     "tapegrad.dtypes": None,
 }
 

@@ -1,4 +1,4 @@
-"""The Tensor facade: identity, metadata, memory and printing; the maths is attached by tapegrad.ops.
+"""The Tensor facade: identity, metadata, memory and printing; tapegrad.ops attaches the maths, tapegrad.interchange the rest.
 
 A tensor is a handle: it holds the id of one buffer on the tape and little else.
 """
@@ -24,6 +24,7 @@ from tapegrad.engine.tape import (
     LOOK_NODE,
     LOOK_STALE,
     LOOK_STORAGE,
+    LOOK_TRACED,
     LOOK_VERSION,
 )
 from tapegrad.printing import format_tensor
@@ -43,7 +44,7 @@ class Size(tuple):
     def __repr__(self) -> str:
         return f"tapegrad.Size({list(self)})"
 
-    def __add__(self, other: tuple) -> Size:  # type: ignore[override]
+    def __add__(self, other: tuple) -> Size:
         return Size(tuple.__add__(self, other))
 
     def __getitem__(self, key: Any) -> Any:
@@ -92,20 +93,6 @@ def layout_facts(layout: int) -> tuple[Size, tuple[int, ...], bool]:
     return facts
 
 
-class _MemoryHandle:
-    """Keeps a buffer's memory alive for NumPy arrays over it."""
-
-    __slots__ = ("__array_interface__", "_id")
-
-    def __init__(self, k: int, interface: dict[str, Any]) -> None:
-        self._id = k
-        self.__array_interface__ = interface
-
-    def __del__(self) -> None:
-        if rt.release(_S, self._id):
-            rt.drop_orphans(_S)
-
-
 class Tensor:
     """A multi-dimensional array whose operations are recorded on the tape when it requires a gradient.
 
@@ -118,14 +105,28 @@ class Tensor:
     tensor([2., 4.])
     """
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # what other modules attach
 
-        def __getattr__(self, name: str) -> Any:
-            """Operations are attached by tapegrad.ops."""
+        def __getattr__(self, name: str) -> Any: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __setitem__(self, index: Any, value: Any) -> None: ...
+        def __neg__(self) -> Tensor: ...
+        def __binary(self, other: Any) -> Tensor: ...
+
+        __pos__ = __abs__ = __invert__ = __neg__
+        __add__ = __sub__ = __mul__ = __truediv__ = __floordiv__ = __mod__ = __pow__ = __matmul__ = __binary
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rfloordiv__ = __rmod__ = __rpow__ = __rmatmul__ = __binary
+        __and__ = __or__ = __xor__ = __rand__ = __ror__ = __rxor__ = __binary
+        __lshift__ = __rshift__ = __rlshift__ = __rrshift__ = __binary
+        __lt__ = __le__ = __gt__ = __ge__ = __binary
+        __eq__ = __ne__ = __binary  # type: ignore[assignment]
 
     __slots__ = ("__weakref__", "_grad", "_id", "_root", "_where")
 
-    _id: int
+    _id: int  # its buffer on the tape
+    _grad: Any  # what `grad` gave last, a tensor or None
+    _root: Tensor | None  # of a view, its base
+    _where: Any  # of a view, its geometry in the base's contiguous elements; None if it has none
 
     def __new__(cls, data: Any = None, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
         from tapegrad import creation
@@ -183,6 +184,10 @@ class Tensor:
     def device(self) -> device:
         """Always the CPU."""
         return _CPU
+
+    def cpu(self) -> Tensor:
+        """The tensor itself: every tensor is on the CPU."""
+        return self
 
     is_cuda = False
     is_sparse = False
@@ -298,12 +303,13 @@ class Tensor:
                 warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
         try:
-            if self._grad._id == k:  # type: ignore[has-type]
-                return self._grad  # type: ignore[has-type]
+            if self._grad._id == k:
+                return self._grad
         except AttributeError:
             pass
         rt.retain(_S, k)
         self._grad = g = wrap(k)
+        g._root = g._where = None
         return g
 
     @grad.setter
@@ -311,7 +317,7 @@ class Tensor:
         if value is None:
             if rt.look(_S, self._id, LOOK_GRAD):
                 rt.set_grad(_S, self._id, 0)
-            self._grad = None  # type: ignore[assignment]
+            self._grad = None
             return
         if not isinstance(value, Tensor):
             raise TypeError(f"assigned grad expected to be a Tensor or None but got {type(value).__name__}")
@@ -356,8 +362,18 @@ class Tensor:
         """Take this tensor out of the graph that computed it, in place."""
         if self._is_view():
             raise RuntimeError("Can't detach views in-place. Use detach() instead.")
-        rt.cut(_S, self._id)
+        if self.is_leaf:
+            rt.set_flag(_S, self._id, REQUIRES_GRAD, 0)
+            return self
+        # what was computed from this tensor keeps its way back through the old place
+        self._move_to(check_id(rt.share_leaf(_S, self._id, 0)))
         return self
+
+    def _move_to(self, k: int) -> None:
+        """Stand for buffer `k` from now on, whose handle is taken over; its gradient and the wish for one go along."""
+        rt.move_grad(_S, self._id, k)
+        rt.release(_S, self._id)
+        self._id = k
 
     @property
     def data(self) -> Tensor:
@@ -399,7 +415,15 @@ class Tensor:
     # memory
 
     def _address_array(self) -> np.ndarray:
-        """A NumPy array over this tensor's memory that does not keep it alive."""
+        """A NumPy array over this tensor's memory that does not keep it alive; refused where values may not be read."""
+        if rt.look(_S, self._id, LOOK_TRACED):
+            from tapegrad.autograd.tracing import refuse_reading
+
+            refuse_reading(self)
+        return self._memory_array()
+
+    def _memory_array(self) -> np.ndarray:
+        """As `_address_array`, whoever asks."""
         k = self._id
         meta = rt.look(_S, k, LOOK_META)
         shape, strides, _ = layout_facts(meta >> 16)
@@ -409,40 +433,6 @@ class Tensor:
         reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         memory = (ctypes.c_char * (reach * d.itemsize)).from_address(rt.look(_S, k, LOOK_DATA))
         return np.ndarray(shape, d.numpy, memory, 0, tuple(s * d.itemsize for s in strides))
-
-    def numpy(self, *, force: bool = False) -> np.ndarray:
-        """A NumPy array over the same memory; it keeps the memory alive.
-
-        Args:
-            force: detach first if the tensor requires grad.
-
-        Raises:
-            RuntimeError: if the tensor requires grad.
-        """
-        if self._flags() & REQUIRES_GRAD and not force:
-            raise RuntimeError(errors.NUMPY_GRAD)
-        return self._shared_array()
-
-    def _shared_array(self) -> np.ndarray:
-        shape, strides, _ = layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)
-        d = self.dtype
-        if 0 in shape:
-            return np.empty(shape, d.numpy)
-        k = check_id(rt.share_leaf(_S, self._id, 0))
-        interface = {
-            "data": (rt.look(_S, k, LOOK_DATA), False),
-            "shape": tuple(shape),
-            "strides": tuple(s * d.itemsize for s in strides),
-            "typestr": d.numpy.str,
-            "version": 3,
-        }
-        return np.asarray(_MemoryHandle(k, interface))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.numpy()
-        if dtype is not None and array.dtype != dtype:
-            return array.astype(dtype)
-        return array.copy() if copy else array
 
     def item(self) -> Any:
         """The only element, as a Python number.
@@ -493,10 +483,10 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         if self.ndim == 0:
             raise TypeError("iteration over a 0-d tensor")
-        return iter(self.unbind(0))  # type: ignore[attr-defined]
+        return iter(self.unbind(0))
 
     def __contains__(self, element: Any) -> bool:
-        return bool((self == element).any())  # type: ignore[attr-defined]
+        return bool((self == element).any())
 
     def __hash__(self) -> int:
         return id(self)
@@ -506,7 +496,7 @@ class Tensor:
     def __repr__(self) -> str:
         node = self.grad_fn
         return format_tensor(
-            self._address_array(),
+            self._memory_array(),
             requires_grad=self.requires_grad,
             grad_fn_name=type(node).__name__ if node is not None else None,
             default_dtype=dtypes.get_default_dtype().numpy,
@@ -524,57 +514,7 @@ class Tensor:
             if not found:
                 raise ValueError(f"invalid type: '{dtype}'")
             dtype = found[0]
-        return self.to(dtype)  # type: ignore[attr-defined]
-
-    # copies
-
-    def __copy__(self) -> Tensor:
-        twin = wrap(check_id(rt.share_leaf(_S, self._id, 0)))
-        if self.requires_grad:
-            if not self.is_leaf:
-                rt.release(_S, twin._id)
-                rt.retain(_S, self._id)
-                twin._id = self._id
-            else:
-                twin.requires_grad_()
-        return twin
-
-    def __deepcopy__(self, memo: dict) -> Tensor:
-        if not self.is_leaf:
-            raise RuntimeError(
-                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment. "
-                "Use detach() or clone() for a result of operations."
-            )
-        if id(self) in memo:
-            return memo[id(self)]
-        twin = memo[id(self)] = self.detach().clone()  # type: ignore[attr-defined]
-        if self.grad is not None:
-            twin.grad = self.grad.__deepcopy__(memo)
-        return twin.requires_grad_(self.requires_grad)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        if not self.is_leaf:
-            raise RuntimeError("Only leaf tensors can be pickled; call detach() on a result of operations first")
-        return _unpickle, (
-            np.ascontiguousarray(self._address_array()).reshape(self.shape),
-            self.requires_grad,
-        )
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.numpy().__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)
-
-    def cpu(self) -> Tensor:
-        """The tensor itself: every tensor is on the CPU."""
-        return self
-
-
-def _unpickle(array: np.ndarray, requires_grad: bool) -> Tensor:
-    from tapegrad.creation import from_copy
-
-    return from_copy(array).requires_grad_(requires_grad)
+        return self.to(dtype)
 
 
 _new = object.__new__

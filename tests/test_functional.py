@@ -87,6 +87,17 @@ def test_losses_match_pytorch(name, shape, reduction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss", "binary_cross_entropy"])
+def test_weighted_losses_match_pytorch(name, reduction):
+    a, b, w = RNG.uniform(size=(3, 4)), RNG.uniform(size=(3, 4)), RNG.uniform(size=(3, 4))
+    weights = [w, w[0], w[:, :1]] if name == "binary_cross_entropy" else [w]
+    for weight in weights:
+        compare(
+            lambda f, x, y, w: getattr(f, name)(x, y, weight=w.detach(), reduction=reduction), a, b, weight, names=False
+        )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_binary_cross_entropy_matches_pytorch(reduction):
     a, b, w = RNG.uniform(size=(3, 4)), RNG.uniform(size=(3, 4)), RNG.uniform(size=(3, 4))
     compare(lambda f, x, y: f.binary_cross_entropy(x, y, reduction=reduction), a, b)
@@ -185,6 +196,18 @@ def long(*values):
             "expected target dtype to be Long or Byte, but got Int",
         ),
         (lambda x: F.mse_loss(x, x, reduction="foo"), ValueError, "foo is not a valid value for reduction"),
+        *(
+            (lambda x, f=f: f(x, x, weight=x[0]), ValueError, "Weights and input must have the same size.")
+            for f in (F.mse_loss, F.l1_loss, F.huber_loss)
+        ),
+        *(
+            (
+                lambda x, f=f: f(x, x, weight=tg.ones(2, 3, 4)),
+                RuntimeError,
+                "output with shape [3, 4] doesn't match the broadcast shape [2, 3, 4]",
+            )
+            for f in (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+        ),
         (
             lambda x: F.binary_cross_entropy(x + 2, x),
             RuntimeError,

@@ -11,14 +11,11 @@ import pytest
 import tapegrad as tg
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
+from tests.helpers import leaf
 
 ROUNDS = 20_000
 WARM = 2_000  # kernels loaded, methods replaced, caches of every layer filled
 F = tg.nn.functional
-
-
-def leaf(values):
-    return tg.tensor(values, dtype=tg.float64, requires_grad=True)
 
 
 def counters():

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tapegrad as tg
+from tests.helpers import unbroadcast
 
 # kernels compile at first use, which is no property of the example
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,17 +24,11 @@ def test_gradient_of_a_broadcast_product_has_the_operands_shape_and_sum(shapes, 
     assert tuple(out.shape) == shapes.result_shape
     out.sum().backward()
     np.testing.assert_allclose(
-        x.grad.numpy(), _unbroadcast(np.broadcast_to(b, shapes.result_shape), a.shape), atol=1e-12
+        x.grad.numpy(), unbroadcast(np.broadcast_to(b, shapes.result_shape), a.shape), atol=1e-12
     )
     np.testing.assert_allclose(
-        y.grad.numpy(), _unbroadcast(np.broadcast_to(a, shapes.result_shape), b.shape), atol=1e-12
+        y.grad.numpy(), unbroadcast(np.broadcast_to(a, shapes.result_shape), b.shape), atol=1e-12
     )
-
-
-def _unbroadcast(g, shape):
-    lead = g.ndim - len(shape)
-    g = g.sum(axis=tuple(range(lead)))
-    return g.sum(axis=tuple(d for d, n in enumerate(shape) if n == 1), keepdims=True).reshape(shape)
 
 
 @quick

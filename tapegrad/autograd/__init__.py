@@ -1,6 +1,6 @@
 """Differentiation: `backward`, `grad`, and the graph behind them."""
 
-from tapegrad.autograd import function, graph
+from tapegrad.autograd import forward_ad, function, functional, graph
 from tapegrad.autograd.anomaly_mode import (
     detect_anomaly,
     is_anomaly_check_nan_enabled,
@@ -9,6 +9,7 @@ from tapegrad.autograd.anomaly_mode import (
 )
 from tapegrad.autograd.backward import backward, grad
 from tapegrad.autograd.function import Function
+from tapegrad.autograd.gradcheck import gradcheck, gradgradcheck
 from tapegrad.grad_mode import (
     enable_grad,
     inference_mode,
@@ -22,7 +23,10 @@ __all__ = [
     "backward",
     "detect_anomaly",
     "enable_grad",
+    "functional",
     "grad",
+    "gradcheck",
+    "gradgradcheck",
     "graph",
     "inference_mode",
     "is_anomaly_check_nan_enabled",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,9 @@ import numpy as np
 from tapegrad import errors
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
-from tapegrad.autograd.recorded import free_attached, hooked_parts, paths, sweep_over_tensors
+from tapegrad.autograd.recorded import free_attached, hooked_parts, sweep_over_tensors
 from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row
+from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
@@ -33,6 +33,10 @@ _users_code = False  # it waits for the user's code
 
 def _as_tuple(value: Any) -> tuple:
     # one or several tensors, for some of which edges may stand
+    if type(value) is Tensor:
+        return (value,)
+    if type(value) in (tuple, list) and all(type(v) is Tensor or v is None for v in value):
+        return tuple(value)
     edge = isinstance(value, tuple) and len(value) == 2 and hasattr(value, "output_nr")
     values = (value,) if isinstance(value, Tensor) or value is None or edge else tuple(value)
     return tuple(v.node._result(v.output_nr) if hasattr(v, "output_nr") and hasattr(v, "node") else v for v in values)
@@ -182,15 +186,41 @@ def _batched(
     roots: Any, wanted: Any, gradients: Any, retain: bool, create: bool, allow_unused: bool, materialize: bool
 ) -> tuple:
     # one sweep a row of the batch over the retained graph
+    from tapegrad.creation import zeros, zeros_like
     from tapegrad.ops.movement import stack
 
-    count = gradients[0].shape[0]
+    count = _batch_size(roots, gradients)
     rows = []
     for b in range(count):
         keep = retain or b < count - 1
         part = [None if g is None else g[b] for g in gradients]
         rows.append(grad(roots, wanted, part, keep, create, allow_unused or None, False, materialize))
-    return tuple(None if any(g is None for g in column) else stack(list(column)) for column in zip(*rows, strict=True))
+    if not rows:
+        return tuple(zeros(0, *t.shape, dtype=t.dtype) for t in wanted)
+    found: list[Tensor | None] = []
+    for t, column in zip(wanted, zip(*rows, strict=True), strict=True):
+        used = any(g is not None for g in column)
+        found.append(stack([zeros_like(t) if g is None else g for g in column]) if used else None)
+    return tuple(found)
+
+
+def _batch_size(roots: Sequence[Tensor], gradients: Sequence[Any]) -> int:
+    sizes = {}
+    for k, (t, g) in enumerate(zip(roots, gradients, strict=False)):
+        if g is None:
+            continue
+        if not isinstance(g, Tensor):
+            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
+        if g.ndim == 0 or g.shape[1:] != t.shape:
+            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape, expected=t.shape))
+        sizes[k] = g.shape[0]
+    if not sizes:
+        raise ValueError(
+            "is_grads_batched=True needs grad_outputs with a leading batch dimension, but all of them are None"
+        )
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"grad_outputs must have one batch size, but got {list(sizes.values())}")
+    return sizes[min(sizes)]
 
 
 _SCALAR = 1  # the layout of 0-d tensors
@@ -211,7 +241,7 @@ def _from_scalar(root: Tensor, retain: bool) -> None:
         try:
             answer = rt.sweep_from(_S, k, _ONE_ADDRESSES[meta & 0xFF], retain)
             if answer not in (structs.DONE, structs.SWEEP_BUSY):
-                with _compiled_sweep(), _under_way([handle(k)], None):
+                with _compiled_sweep(), sweep_under_way([handle(k)], None):
                     _finish(answer)
         finally:
             _turn.release()
@@ -242,8 +272,7 @@ def _compiled_sweep() -> Iterator[None]:
         yield
     finally:
         _compiled = False
-        rt.count_sweeps(_S, -1)
-        rt.drop_orphans(_S)
+        rt.leave_sweep(_S)
 
 
 @contextlib.contextmanager
@@ -273,47 +302,6 @@ def _finish(answer: int) -> None:
         raise
 
 
-class _Sweep:
-    """A sweep under way, as hooks on several tensors and checkpoints see it."""
-
-    def __init__(self, roots: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> None:
-        self._roots, self._wanted = roots, wanted
-
-    @functools.cached_property
-    def reached(self) -> set[int]:
-        """Ids of the buffers whose adjoint the sweep computes."""
-        within = None if self._wanted is None else paths(self._roots, self._wanted)
-        found, waiting = set(), [t._id for t in self._roots]
-        while waiting:
-            k = waiting.pop()
-            index = rt.look(_S, k, LOOK_NODE)
-            if k in found or (within is not None and k not in within):
-                continue
-            found.add(k)
-            if index >= 0:
-                waiting += [q for q in operands(read_row(index)) if q and handle(q).requires_grad]
-        return found
-
-
-_current = threading.local()
-
-
-def current_sweep() -> _Sweep | None:
-    """The innermost sweep of this thread that is under way."""
-    sweeps = getattr(_current, "sweeps", ())
-    return sweeps[-1] if sweeps else None
-
-
-@contextlib.contextmanager
-def _under_way(roots: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> Iterator[None]:
-    outer = getattr(_current, "sweeps", ())
-    _current.sweeps = (*outer, _Sweep(roots, wanted))
-    try:
-        yield
-    finally:
-        _current.sweeps = outer
-
-
 def _run(
     roots: Sequence[Tensor],
     starts: Sequence[Tensor],
@@ -328,49 +316,42 @@ def _run(
     over_tensors = (
         create_graph or is_anomaly_enabled() or any(rt.look(_S, t._id, LOOK_TRACED) for t in (*roots, *starts))
     )
-    if not over_tensors and _take_turn():
+    with sweep_under_way(roots, wanted):
+        if not over_tensors and _take_turn():
+            try:
+                rt.enter_sweep(_S, retain, wanted is not None)
+                with _compiled_sweep(), _marked(roots, wanted):
+                    return _native(roots, starts, wanted)
+            finally:
+                _turn.release()
+        rt.keep_rows(_S)
+        mode = rt.set_mode(_S, structs.NO_GRAD_MODE * (not create_graph))
         try:
-            with _sweep_state(roots, retain, wanted), _under_way(roots, wanted):
-                return _native(roots, starts, wanted)
-        finally:
-            _turn.release()
-    rt.count_sweeps(_S, 1)
-    try:
-        with _under_way(roots, wanted), set_grad_enabled(create_graph):
             return _over_tensors(roots, starts, retain, wanted)
-    finally:
-        rt.count_sweeps(_S, -1)
-        rt.drop_orphans(_S)
+        finally:
+            rt.set_mode(_S, mode)
+            rt.leave_sweep(_S)
 
 
 @contextlib.contextmanager
-def _sweep_state(roots: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None) -> Iterator[None]:
-    # the state of compiled code's sweep, and the marks of what a selective one wants
-    state = rt.state
-    state["pending"] = state["touched"] = 0
-    state["hooked"] = -1
-    state["retain"] = retain
-    state["selective"] = wanted is not None
-    rt.count_sweeps(_S, 1)
+def _marked(roots: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> Iterator[None]:
+    # the marks of what compiled code's selective sweep wants
+    if wanted is None:
+        yield
+        return
+    for t in wanted:
+        rt.set_mark(_S, t._id, 1)
+        rt.set_flag(_S, t._id, structs.CAPTURE, 1)
     top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
-    marked = 0
-    with _compiled_sweep():
-        try:
-            if wanted is not None:
-                for t in wanted:
-                    rt.set_mark(_S, t._id, 1)
-                    rt.set_flag(_S, t._id, structs.CAPTURE, 1)
-                marked = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
-                if top >= 0:
-                    rt.mark_paths(_S, marked, top, 1)
-            yield
-        finally:
-            if wanted is not None:
-                for t in wanted:
-                    rt.set_mark(_S, t._id, 0)
-                    rt.set_flag(_S, t._id, structs.CAPTURE, 0)
-                if top >= 0:
-                    rt.clear_marks(_S, marked, top, 1)
+    first = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
+    rt.mark_paths(_S, first, top, 1)
+    try:
+        yield
+    finally:
+        for t in wanted:
+            rt.set_mark(_S, t._id, 0)
+            rt.set_flag(_S, t._id, structs.CAPTURE, 0)
+        rt.clear_marks(_S, first, top, 1)
 
 
 def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:

@@ -10,7 +10,9 @@ from typing import Any
 from tapegrad import errors
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.graph import innermost_hooks
-from tapegrad.autograd.rows import Row, RowOp, handle, modified_value, shape_of
+from tapegrad.autograd.rows import Row, RowOp, dtype_of, handle, modified_value, shape_of
+from tapegrad.autograd.under_way import current_sweep
+from tapegrad.creation import zeros
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_TRACED
@@ -42,6 +44,9 @@ class FunctionCtx:
         self._likes: list[tuple[Any, Any] | None] = []  # shape and dtype of each result
         # adjoints of several results that have arrived, by number, for each sweep
         self._collected: weakref.WeakKeyDictionary[Any, dict[int, Tensor]] = weakref.WeakKeyDictionary()
+        self._tangents: Sequence[Tensor | None] = ()
+        self._arguments = tuple(None if isinstance(a, Tensor) else a for a in inputs)
+        self._batched: Sequence[Tensor] = ()
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         """Keep inputs or outputs of forward for backward, which reads them as `saved_tensors`; to be called once, in forward."""
@@ -128,7 +133,7 @@ def _checked_value(t: Tensor, version: int) -> Tensor:
 class _FunctionOp(RowOp):
     # the row of a user's function; its operands are the function's tensors
     def __init__(self) -> None:
-        def function():
+        def function() -> None:
             """A user's function."""
 
         super().__init__(function, structs.PYTHON, "FunctionBackward", None)
@@ -136,13 +141,21 @@ class _FunctionOp(RowOp):
 
     def arrived(self, row: Row, g: Tensor) -> list[Tensor | None]:
         """The adjoints of all results of the function."""
-        from tapegrad.autograd.backward import current_sweep
-
         return _context(row.out)._take_collected(current_sweep()) if row.words else [g]
 
     def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
         """What the user's backward gives, for the three unused operands and the function's tensors."""
         return [None, None, None, *call_backward(_context(row.out), arrived, row.extra)]
+
+    def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
+        """What the user's jvp gives, for a function with one result."""
+        context = _context(row.out)
+        tangents = _call_jvp(context, row, given)
+        if row.words:
+            # the results' own rows look the tangents up
+            context._tangents = tangents
+            return zeros(())
+        return tangents[0]
 
     def free(self, row: Row) -> None:
         """Let go of the saved tensors."""
@@ -154,7 +167,7 @@ class _OutputOp(RowOp):
     part_of_node = True
 
     def __init__(self) -> None:
-        def function_output():
+        def function_output() -> None:
             """One of several results of a user's function."""
 
         super().__init__(function_output, structs.PYTHON, "FunctionBackward", None)
@@ -162,12 +175,13 @@ class _OutputOp(RowOp):
 
     def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
         """A zero that leads the sweep to the function's row."""
-        from tapegrad.autograd.backward import current_sweep
-        from tapegrad.creation import zeros
-
         if arrived[0] is not None:
             _context(row.out)._collect(current_sweep(), row.words[0], arrived[0])
         return [zeros(())]
+
+    def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
+        """The tangent of one result, from the function's row just before."""
+        return _context(row.out)._tangents[row.words[0]]
 
 
 function_op = _FunctionOp()
@@ -180,9 +194,7 @@ def _context(k: int) -> FunctionCtx:
     return attached.context
 
 
-def call_backward(
-    context: FunctionCtx, arrived: Sequence[Tensor | None], extra: Sequence[int]
-) -> list[Tensor | None]:
+def call_backward(context: FunctionCtx, arrived: Sequence[Tensor | None], extra: Sequence[int]) -> list[Tensor | None]:
     """Call a user's backward and check what it returns.
 
     Args:
@@ -196,8 +208,6 @@ def call_backward(
     Raises:
         RuntimeError: naming the function, if there are too many or too few gradients, or of the wrong shape or kind.
     """
-    from tapegrad.creation import zeros
-
     name = type(context).__name__
     given: list[Tensor | None] = []
     for g, like in zip(arrived, context._likes, strict=True):
@@ -236,6 +246,32 @@ def call_backward(
             )
         parts.append(value)
     return parts
+
+
+def _call_jvp(context: FunctionCtx, row: Row, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    function = context._function
+    if function.jvp is Function.jvp:
+        raise RuntimeError(
+            f"{function.__name__} has no jvp: write a jvp staticmethod, which takes ctx and the tangents of forward's arguments, to use "
+            "it in forward mode"
+        )
+    tangents: list[Any] = []
+    places = iter(zip(row.extra, given[3:], strict=True))
+    for tensor in context._tensors:
+        k, t = next(places) if tensor else (0, None)
+        tangents.append(zeros(shape_of(k), dtype=dtype_of(k)) if tensor and t is None and context._materialize else t)
+    result = function.jvp(context, *tangents)
+    found = result if isinstance(result, tuple) else (result,)
+    if len(found) != len(context._likes):
+        raise RuntimeError(
+            f"{function.__name__}.jvp returned {len(found)} tangents, but forward has {len(context._likes)} results"
+        )
+    for t, like in zip(found, context._likes, strict=True):
+        if t is not None and like is not None and t.shape != like[0]:
+            raise RuntimeError(
+                f"{function.__name__}.jvp returned a tangent of shape {list(t.shape)} for a result of shape {list(like[0])}"
+            )
+    return found
 
 
 def _sums_to(given: Sequence[int], shape: Sequence[int]) -> bool:
@@ -326,7 +362,7 @@ class Function:
         Raises:
             RuntimeError: for outputs that no gradient could be right for.
         """
-        context = _context_class(cls)(cls, args)
+        context = _context_class(cls)(cls, args)  # type: ignore[arg-type]
         tensors = [a for a in args if isinstance(a, Tensor)]
         traced = any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors)
         records = is_grad_enabled() and any(t.requires_grad for t in tensors)

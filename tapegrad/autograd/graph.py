@@ -14,6 +14,7 @@ import numpy as np
 from tapegrad import errors
 from tapegrad.autograd.attached import RemovableHandle, attach, attachment
 from tapegrad.autograd.rows import handle, leaf, operand_places, operands, read_row
+from tapegrad.autograd.under_way import current_sweep
 from tapegrad.autograd.watching import watching
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -282,8 +283,6 @@ def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable, *, mode: s
         return {p for p, a in attached.items() if a is not None and a.hooks is handles[p]._hooks}
 
     def collected(position: int, g: Tensor) -> None:
-        from tapegrad.autograd.backward import current_sweep
-
         sweep = current_sweep()
         with lock:
             seen = sweeps.setdefault(sweep, {"grads": {}, "waiting": None})

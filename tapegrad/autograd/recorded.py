@@ -16,7 +16,7 @@ from tapegrad.autograd.attached import attachment, run_after, run_before, run_ho
 from tapegrad.autograd.rows import Row, RowOp, check_versions, operand_places, operands, parts_of, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_PRODUCER
+from tapegrad.engine.tape import LOOK_NODE, LOOK_PRODUCER
 from tapegrad.tensor import Tensor
 
 _S = rt.S
@@ -61,28 +61,23 @@ class Adjoints:
         while self._rows:
             row = read_row(-heapq.heappop(self._rows))
             g = self.of.pop(row.out)
-            attached = attachment(row.out)
-            if attached is not None:
-                g = run_hooks(attached, g)
-            if row.out in self._wanted or rt.look(_S, row.out, LOOK_META) & _RETAIN:
+            if row.attached:
+                g = run_hooks(attachment(row.out), g)  # type: ignore[arg-type]
+            if row.meta & _RETAIN or row.out in self._wanted:
                 self.kept[row.out] = g
             yield row, g
 
 
 def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
     """`parts_of` a row, between the hooks of its node."""
-    attached = attachment(row.out)
     arrived = row.op.arrived(row, g) if isinstance(row.op, RowOp) else (g,)
-    if attached is not None:
+    attached = attachment(row.out) if row.attached else None
+    if attached is not None and attached.before:
         arrived = run_before(attached, arrived)
-    try:
-        parts: Sequence[Tensor | None] = parts_of(row, arrived, need, connected)
-        if is_anomaly_enabled() and is_anomaly_check_nan_enabled():
-            check_for_nan(row.op.grad_name, parts)
-    except Exception:
-        if is_anomaly_enabled():
-            explain(row.op.grad_name, row.out)
-        raise
+    if is_anomaly_enabled():
+        parts = _watched_parts(row, arrived, need, connected)
+    else:
+        parts = parts_of(row, arrived, need, connected)
     if attached is None or not attached.after:
         return parts
     places = operand_places(row)
@@ -90,9 +85,21 @@ def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Te
     return [changed[places.index(p)] if p in places else None for p in range(max(places, default=-1) + 1)]
 
 
+def _watched_parts(row: Row, arrived: Sequence[Tensor | None], need: int, connected: bool) -> Sequence[Tensor | None]:
+    # under anomaly detection
+    try:
+        parts = parts_of(row, arrived, need, connected)
+        if is_anomaly_check_nan_enabled():
+            check_for_nan(row.op.grad_name, parts)
+    except Exception:
+        explain(row.op.grad_name, row.out)
+        raise
+    return parts
+
+
 def free_attached(row: Row) -> None:
     """Free, as `free_saved` does, what pack hooks and the user's functions keep for a row."""
-    attached = attachment(row.out)
+    attached = attachment(row.out) if row.attached else None
     if attached is None:
         return
     if isinstance(row.op, RowOp):
@@ -120,7 +127,7 @@ def _needed(row: Row, reach: set[int] | None) -> int:
         for position, k in enumerate(row.inputs):
             if need >> position & 1 and k not in reach:
                 need &= ~(1 << position)
-        if need & 8 and not any(k in reach for k in row.extra):
+        if need & 8 and reach.isdisjoint(row.extra):
             need &= ~8
     return need
 

@@ -7,9 +7,9 @@ then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
 from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
 from tapegrad.engine.structs import (
-    ALIAS,
     CONST_BUFFER_OFFSET,
     CONST_KEY_OFFSET,
+    DETACHED,
     DTYPE_SLOTS,
     IN_PLACE,
     INFERENCE,
@@ -26,6 +26,7 @@ from tapegrad.engine.structs import (
     NEEDS_NATIVE,
     NEEDS_OLD_VALUE,
     NEEDS_PARALLEL,
+    NO_GRAD_ROW,
     NO_GRAD_VIEW,
     NO_GRAD_VIEW_WRITTEN,
     NO_MEMORY,
@@ -285,7 +286,7 @@ def record(S, op, a, b, c):
         return NEEDS_KERNEL
     mode = mode_of_thread(S)
     need = 0 if mode else need & info.differentiable
-    traced = views & TRACED
+    traced = views & s.trace_mask
     saved = i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[need]
     out_dtype = dtype if info.out_dtype == SAME_DTYPE else info.out_dtype
     if need and views & INFERENCE:
@@ -311,9 +312,9 @@ def record(S, op, a, b, c):
             return SELF_OVERLAP
         if (b and _overlaps_partly(S, a, b)) or (c and _overlaps_partly(S, a, c)):
             return PARTIAL_OVERLAP
-        if (need or traced) and s.watched:
+        if saved & 1 or ((need or traced) and s.watched):
             return NEEDS_OLD_VALUE
-        if saved & 1 or (traced and i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
+        if traced and (not A.flags & TRACED or i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
             return NEEDS_OLD_VALUE
         out_layout = la
 
@@ -335,7 +336,7 @@ def record(S, op, a, b, c):
     row = s.rows + s.row_count * ROW_SIZE
     r = row_at(row)
     r.op = op
-    r.flags = 0
+    r.flags = NO_GRAD_ROW if mode else 0
     r.attr = 0
     r.in0 = a
     r.in1 = b
@@ -441,7 +442,7 @@ def share_leaf(S, a, own_version):
     k = new_buffer(S, storage, A.data, A.layout, A.dtype)
     A = buffer_of(S, a)
     buffer_of(S, k).flags = A.flags & INFERENCE
-    if A.flags & TRACED and own_version != 2:
+    if A.flags & state_at(S).trace_mask and own_version != 2:
         if not reserve_row(S):
             release(S, k)
             return NO_MEMORY
@@ -452,7 +453,7 @@ def share_leaf(S, a, own_version):
         s = state_at(S)
         row = s.rows + s.row_count * ROW_SIZE
         r = row_at(row)
-        r.op = ALIAS
+        r.op = DETACHED
         r.flags = 0
         r.attr = attr
         r.out = k
@@ -478,7 +479,7 @@ def record_view(S, op, a, layout, offset, where, where_offset):
     A = buffer_of(S, a)
     mode = mode_of_thread(S)
     need = 1 if mode == 0 and A.flags & REQUIRES_GRAD else 0
-    traced = A.flags & TRACED
+    traced = A.flags & s.trace_mask
     recorded = need or traced
     attr = view_attributes(S, where, where_offset) if recorded else 0
     if recorded and attr == 0:
@@ -500,7 +501,7 @@ def record_view(S, op, a, layout, offset, where, where_offset):
         row = s.rows + s.row_count * ROW_SIZE
         r = row_at(row)
         r.op = op
-        r.flags = 0
+        r.flags = NO_GRAD_ROW if mode else 0
         r.attr = attr
         r.out = out
         r.in0 = a
@@ -529,7 +530,7 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
         if ids[k]:
             B = buffer_of(S, ids[k])
             need |= (B.flags & 1) << k
-            traced |= B.flags & TRACED
+            traced |= B.flags & s.trace_mask
             stale = stale or is_stale(S, ids[k])
             if B.flags & INFERENCE:
                 inference |= 1 << k
@@ -537,7 +538,7 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
         B = buffer_of(S, i64(attr)[2 + k])
         if B.flags & REQUIRES_GRAD:
             need |= 8
-        traced |= B.flags & TRACED
+        traced |= B.flags & s.trace_mask
         stale = stale or is_stale(S, i64(attr)[2 + k])
     if stale:
         return STALE_VIEW
@@ -565,7 +566,7 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
     row = s.rows + s.row_count * ROW_SIZE
     r = row_at(row)
     r.op = op
-    r.flags = 0
+    r.flags = NO_GRAD_ROW if mode else 0
     r.attr = attr
     r.out = out
     r.in0 = a
@@ -591,6 +592,59 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
     else:
         free_block(S, attr)
     return out
+
+
+@internal_words
+def run_lanes(S, op, out, a, b, c, batch, steps, attr):
+    """Run an opcode's kernel once a sample, without recording.
+
+    Args:
+        S: the state.
+        op: the opcode, whose kernel is loaded.
+        out: buffer of the first sample's result.
+        a, b, c: buffers of the first sample's operands, 0 where absent.
+        batch: number of samples.
+        steps: address of the bytes from one sample to the next, of the result, the three operands and the further ones.
+        attr: attribute block of one sample.
+
+    Returns:
+        Whether there was memory.
+    """
+    s = state_at(S)
+    step = i64(steps)
+    extra = i64(attr)[1]
+    items = abs(i64(attr)[2 + extra])
+    merges = i64(attr)[2 + extra] < 0
+    if not reserve_row(S):
+        return False
+    row = s.rows + s.row_count * ROW_SIZE
+    r = row_at(row)
+    r.op = op
+    r.flags = 0
+    r.attr = attr
+    r.out = out
+    r.in0 = a
+    r.in1 = b
+    r.in2 = c
+    kernel = i64(s.forward)[op * DTYPE_SLOTS + buffer_of(S, a if a else out).dtype]
+    if merges:
+        s.scratch = allocate(S, items * 8)
+        if s.scratch == 0:
+            return False
+    ids = (out, a, b, c)
+    for sample in range(batch):
+        call_kernel(kernel, S, row, 0, items)
+        if merges:
+            call_kernel(kernel, S, row, -1, items)
+        direction = 1 if sample < batch - 1 else 1 - batch
+        for k in range(4):
+            if ids[k]:
+                buffer_of(S, ids[k]).data += direction * step[k]
+        for k in range(extra):
+            buffer_of(S, i64(attr)[2 + k]).data += direction * step[4 + k]
+    if merges:
+        deallocate(S, s.scratch, items * 8)
+    return True
 
 
 @internal_words
@@ -629,7 +683,7 @@ def record_on(S, op, k, a, b, saved, attr):
     row = s.rows + s.row_count * ROW_SIZE
     r = row_at(row)
     r.op = op
-    r.flags = 0
+    r.flags = NO_GRAD_ROW if mode_of_thread(S) else 0
     r.attr = attr
     r.out = k
     r.in0 = a
@@ -637,15 +691,15 @@ def record_on(S, op, k, a, b, saved, attr):
     r.in2 = 0
     flags = buffer_of(S, a).flags if a else 0
     need = flags & 1
-    traced = flags & TRACED
+    traced = flags & s.trace_mask
     if b:
         need |= (buffer_of(S, b).flags & 1) << 1
-        traced |= buffer_of(S, b).flags & TRACED
+        traced |= buffer_of(S, b).flags & s.trace_mask
     for j in range(i64(attr)[1]):
         B = buffer_of(S, i64(attr)[2 + j])
         B.refs += 1
         need |= (B.flags & 1) << 3
-        traced |= B.flags & TRACED
+        traced |= B.flags & s.trace_mask
     if mode_of_thread(S):
         need = 0
     commit_row(S, row, need, saved if need else 0, traced)

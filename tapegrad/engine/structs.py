@@ -167,6 +167,7 @@ STATE = np.dtype(
         ("used_bytes", "i8"),
         ("peak_bytes", "i8"),
         ("free_blocks", "i8", SIZE_CLASSES),
+        ("trace_mask", "i8"),  # TRACED while a transformation is under way, else 0
         ("watched", "i8"),  # whether Python wants to see each new row: methods without a Python frame step aside
         ("attachments", "i8"),  # buffers that Python attached something to
         ("dying", "i8"),  # stack of buffers whose last reference went
@@ -220,11 +221,11 @@ FIRST_OPCODE = 6
 # kinds of opcode: how it runs and how its adjoint is found. SELECT is pointwise with a bool first operand.
 POINTWISE, SELECT, VIEW, KERNEL, PYTHON, REDUCTION = range(6)
 
-# opcode of a tensor that is another one detached, where that is traced
-ALIAS = 0
+# opcode of a traced tensor's detached twin
+DETACHED = 0
 
 # flags of a row
-DEAD, FREED, TRACED_ROW = 1, 2, 4
+DEAD, FREED, TRACED_ROW, NO_GRAD_ROW = 1, 2, 4, 8
 
 # flags of a buffer
 REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, NO_GRAD_VIEW = (
@@ -237,7 +238,9 @@ REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, NO
     64,
     128,
 )
-TRACED = 256  # depends on the input of a transformation: everything computed from it is recorded
+TRACED = (
+    256  # depends on the input of a transformation: while one is under way, everything computed from it is recorded
+)
 USER_FLAGS = 255  # those that `look` shows
 
 # answers of an entry point that are not an id

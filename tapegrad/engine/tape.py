@@ -6,6 +6,8 @@ gradients may still flow through the buffer. A row dies with its output, and let
 order, once more than half of it is dead.
 """
 
+import numpy as np
+
 from tapegrad.engine.layout import intern
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, release_storage
 from tapegrad.engine.structs import (
@@ -351,12 +353,19 @@ LOOK_META, LOOK_PRODUCER, LOOK_GRAD, LOOK_VERSION, LOOK_DATA, LOOK_OP, LOOK_STOR
 LOOK_TRACED, LOOK_ATTACHED, LOOK_NODE = 8, 9, 10
 
 
+@internal_inline
+def meta_of(S, k):
+    """Layout << 16 | flags << 8 | dtype code of buffer `k`."""
+    b = buffer_of(S, k)
+    return (np.int64(b.layout) << 16) | ((b.flags & USER_FLAGS) << 8) | b.dtype
+
+
 @internal_words
 def look(S, k, what):
     """One fact about buffer `k`; META is layout << 16 | flags << 8 | dtype code."""
     b = buffer_of(S, k)
     if what == LOOK_META:
-        return (b.layout << 16) | ((b.flags & USER_FLAGS) << 8) | b.dtype
+        return meta_of(S, k)
     if what == LOOK_PRODUCER:
         return b.producer
     if what == LOOK_GRAD:

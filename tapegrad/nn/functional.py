@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tapegrad import dtypes
-from tapegrad.ops import activation
-from tapegrad.ops import loss as _loss
+from tapegrad import dtypes, random
+from tapegrad.creation import arange
+from tapegrad.nn._losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
+from tapegrad.ops import activation, linalg, selecting
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops import softmax as _softmax_ops
 from tapegrad.ops._fold import check_input
 from tapegrad.ops._rule import cast, constant
 from tapegrad.ops.norms import vector_norm
+from tapegrad.ops.padding import constant_pad
 from tapegrad.tensor import Tensor
 
 __all__ = [
@@ -61,8 +73,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: of shape (out, in).
         bias: of shape (out,).
     """
-    from tapegrad.ops import linalg
-
     return linalg.linear(input, weight, bias)
 
 
@@ -77,7 +87,7 @@ def _unary(op: Any, input: Any, inplace: bool = False, *numbers: float) -> Tenso
         result = op(input, *(constant(v, real) for v in numbers))
     else:
         result = op(input)
-    return input.copy_(result) if inplace else result  # type: ignore[attr-defined]
+    return input.copy_(result) if inplace else result
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -87,7 +97,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     >>> tg.nn.functional.relu(tg.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
-    return input.relu_() if inplace else pw.relu(input)  # type: ignore[attr-defined]
+    return input.relu_() if inplace else pw.relu(input)
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -208,277 +218,10 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     check_input("dropout", input)
     if not training or (p == 0.0 and inplace):
         return input
-    from tapegrad import random
-
     keep = random.rand(*input.shape, dtype=input.dtype)
     mask = cast(pw.ge(keep, p), input.dtype) if p < 1.0 else pw.zero(keep)
     mask = pw.mul(mask, 1.0 / (1.0 - p) if p < 1.0 else 1.0)
-    return input.mul_(mask) if inplace else pw.mul(input, mask)  # type: ignore[attr-defined]
-
-
-# losses
-
-
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    code = _loss.reduction_code(reduction)
-    if code == _loss.NONE:
-        return loss
-    return loss.mean() if code == _loss.MEAN else loss.sum()  # type: ignore[attr-defined]
-
-
-def _reduction(size_average: Any, reduce: Any, reduction: str) -> str:
-    # PyTorch's older arguments
-    if size_average is None and reduce is None:
-        _loss.reduction_code(reduction)
-        return reduction
-    if reduce is not None and not reduce:
-        return "none"
-    return "mean" if size_average is None or size_average else "sum"
-
-
-def mse_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Squared error, :math:`(x - y)^2`.
-
-    Args:
-        input: the values.
-        target: what they should be.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        weight: of each element; the mean is then weighted.
-
-    >>> import tapegrad as tg
-    >>> tg.nn.functional.mse_loss(tg.tensor([1.0, 2.0]), tg.tensor([1.0, 4.0]))
-    tensor(2.)
-    """
-    reduction = _reduction(size_average, reduce, reduction)
-    if weight is None:
-        return _loss.squared(input, target, reduction)
-    return _weighted(_loss.squared(input, target, "none"), weight, reduction)
-
-
-def _weighted(loss: Tensor, weight: Tensor, reduction: str) -> Tensor:
-    if weight.shape != loss.shape:
-        raise ValueError("Inputs and weight must have the same size.")
-    total = pw.mul(loss, weight)
-    if reduction == "mean":
-        return pw.true_divide(total.sum(), weight.sum())  # type: ignore[attr-defined]
-    return _reduce(total, reduction)
-
-
-def l1_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    weight: Tensor | None = None,
-) -> Tensor:
-    r"""Absolute error, :math:`|x - y|`; arguments as `mse_loss`."""
-    reduction = _reduction(size_average, reduce, reduction)
-    if weight is not None:
-        return _weighted(_loss.absolute_each(input, target, "none"), weight, reduction)
-    op = {"mean": _loss.absolute, "sum": _loss.absolute_sum, "none": _loss.absolute_each}[reduction]
-    return op(input, target, reduction)
-
-
-def smooth_l1_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    beta: float = 1.0,
-) -> Tensor:
-    r"""Absolute error, quadratic below :math:`\beta`: :math:`d^2 / 2\beta`, else :math:`|d| - \beta/2`.
-
-    Raises:
-        RuntimeError: for a negative `beta`.
-    """
-    reduction = _reduction(size_average, reduce, reduction)
-    if beta < 0:
-        raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
-    if beta == 0:
-        return l1_loss(input, target, reduction=reduction)
-    return _loss.smooth(input, target, reduction, beta)
-
-
-def huber_loss(
-    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
-) -> Tensor:
-    r"""Squared error, linear beyond :math:`\delta`: :math:`d^2 / 2`, else :math:`\delta (|d| - \delta/2)`.
-
-    Raises:
-        RuntimeError: for a `delta` that is not positive.
-    """
-    _loss.reduction_code(reduction)
-    if delta <= 0:
-        raise RuntimeError("huber_loss does not support non-positive values for delta.")
-    if weight is not None:
-        return _reduce(pw.mul(_loss.huber(input, target, "none", delta), weight), reduction)
-    return _loss.huber(input, target, reduction, delta)
-
-
-def binary_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-) -> Tensor:
-    r"""Cross entropy, :math:`-y \log x - (1 - y) \log(1 - x)`, logarithms being at least -100.
-
-    Args:
-        input: probabilities.
-        target: what they should be, of the same shape and dtype.
-        weight: of each element, or one it broadcasts from.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-
-    Raises:
-        RuntimeError: if an input is outside of [0, 1].
-        ValueError: if the shapes differ.
-    """
-    reduction = _reduction(size_average, reduce, reduction)
-    check_input("binary_cross_entropy", input)
-    if target.shape != input.shape:
-        raise ValueError(
-            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is "
-            "deprecated. Please ensure they have the same size."
-        )
-    if target.dtype is not input.dtype:
-        raise RuntimeError(f"Found dtype {target.dtype.tensor_type} but expected {input.dtype.tensor_type}")
-    if input.numel():
-        plain = input.detach()
-        low, high = plain.amin().item(), plain.amax().item()  # type: ignore[attr-defined]
-        if not (low >= 0 and high <= 1):
-            raise RuntimeError("all elements of input should be between 0 and 1")
-    if weight is not None:
-        return _reduce(pw.mul(_loss.entropy(input, target, "none"), weight), reduction)
-    return _loss.entropy(input, target, reduction)
-
-
-def binary_cross_entropy_with_logits(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    pos_weight: Tensor | None = None,
-) -> Tensor:
-    r"""Cross entropy given the logits, :math:`\max(x, 0) - x y + \log(1 + e^{-|x|})`.
-
-    Args:
-        input: logits.
-        target: probabilities they should give, of the same shape.
-        weight: of each element, or one it broadcasts from.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        pos_weight: factor of the part with :math:`y`.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    reduction = _reduction(size_average, reduce, reduction)
-    check_input("binary_cross_entropy_with_logits", input)
-    if target.shape != input.shape:
-        raise ValueError(f"Target size ({target.shape}) must be the same as input size ({input.shape})")
-    if pos_weight is None and weight is None:
-        return _loss.logits_entropy(input, target, reduction)
-    if pos_weight is None:
-        loss = _loss.logits_entropy(input, target, "none")
-    else:
-        factor = pw.add(pw.mul(target, pw.sub(pos_weight, 1)), 1)
-        negative_part = pw.neg(logsigmoid(input))
-        loss = pw.add(pw.mul(pw.sub(1, target), input), pw.mul(factor, negative_part))
-    return _reduce(loss if weight is None else pw.mul(loss, weight), reduction)
-
-
-def nll_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: Any = None,
-    ignore_index: int = -100,
-    reduce: Any = None,
-    reduction: str = "mean",
-) -> Tensor:
-    r"""Negative log-likelihood of classes, :math:`-w_y x_y`; arguments as `cross_entropy`."""
-    reduction = _reduction(size_average, reduce, reduction)
-    return _loss.class_likelihood(input, target, weight, ignore_index, reduction)
-
-
-def cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: Any = None,
-    ignore_index: int = -100,
-    reduce: Any = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    r"""Cross entropy of classes under the softmax of scores.
-
-    .. math:: w_y \Big(\log \sum_c e^{x_c} - x_y\Big)
-
-    Args:
-        input: scores of shape (classes,), (N, classes) or (N, classes, d1, …).
-        target: class indices of shape (), (N,) or (N, d1, …), or probabilities of the input's shape.
-        weight: of each class; the mean is then weighted.
-        ignore_index: targets with this index count for nothing.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        label_smoothing: share of the target that is spread over all classes.
-
-    Raises:
-        IndexError: for a class that does not exist.
-        ValueError: if the batch sizes differ.
-
-    >>> import tapegrad as tg
-    >>> tg.nn.functional.cross_entropy(tg.tensor([[0.0, 0.0]]), tg.tensor([1]))
-    tensor(0.6931)
-    """
-    reduction = _reduction(size_average, reduce, reduction)
-    return _loss.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
-
-
-def kl_div(
-    input: Tensor,
-    target: Tensor,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    log_target: bool = False,
-) -> Tensor:
-    r"""Kullback-Leibler divergence, :math:`y (\log y - x)`, of log-probabilities from probabilities.
-
-    Args:
-        input: log-probabilities.
-        target: probabilities.
-        reduction: ``"mean"``, ``"batchmean"`` (the sum over the number of rows), ``"sum"`` or ``"none"``.
-        log_target: whether the targets are logarithms, too.
-    """
-    batch_mean = reduction == "batchmean"
-    reduction = _reduction(size_average, reduce, "sum" if batch_mean else reduction)
-    if log_target:
-        loss = pw.mul(pw.exp(target), pw.sub(target, input))
-    else:
-        loss = pw.sub(_entropy_of(target), pw.mul(target, input))
-    total = _reduce(loss, reduction)
-    if batch_mean and input.ndim:
-        return pw.true_divide(total, input.shape[0])
-    return total
-
-
-def _entropy_of(y: Tensor) -> Tensor:
-    # y log y, which is zero at zero
-    zero = pw.eq(y.detach(), 0)
-    return pw.where_op(zero, 0.0, pw.mul(y, pw.log(pw.where_op(zero, 1.0, y))))
+    return input.mul_(mask) if inplace else pw.mul(input, mask)
 
 
 # shapes and look-ups
@@ -506,18 +249,16 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
         if num_classes <= 0:
             raise RuntimeError("Can not infer total number of classes from empty tensor.")
     else:
-        if input.amin().item() < 0:  # type: ignore[attr-defined]
+        if input.amin().item() < 0:
             raise RuntimeError("Class values must be non-negative.")
-        largest = input.amax().item()  # type: ignore[attr-defined]
+        largest = input.amax().item()
         if num_classes == -1:
             num_classes = largest + 1
         elif num_classes < 1:
             raise RuntimeError("num_classes should be positive")
         elif largest >= num_classes:
             raise RuntimeError("Class values must be smaller than num_classes.")
-    from tapegrad.creation import arange
-
-    return cast(pw.eq(input.unsqueeze(-1), arange(num_classes)), dtypes.int64)  # type: ignore[attr-defined]
+    return cast(pw.eq(input.unsqueeze(-1), arange(num_classes)), dtypes.int64)
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
@@ -544,8 +285,6 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
             "Padding length should be less than or equal to two times the input dimension but got padding "
             f"length {len(widths)} and input of dimension {input.ndim}"
         )
-    from tapegrad.ops.padding import constant_pad
-
     pairs = [(0, 0)] * (input.ndim - len(widths) // 2) + list(zip(widths[-2::-2], widths[::-2], strict=True))
     return constant_pad(input, pairs, 0 if value is None else value)
 
@@ -572,15 +311,13 @@ def embedding(
     """
     if max_norm is not None or scale_grad_by_freq or sparse:
         raise NotImplementedError("embedding(): max_norm, scale_grad_by_freq and sparse are not supported")
-    from tapegrad.ops import selecting
-
     return selecting.embedding(input, weight, padding_idx)
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
     r"""Vectors of unit norm along a dim, :math:`x / \max(\lVert x \rVert_p, \epsilon)`."""
     length = pw.clamp_low(vector_norm(input, p, dim, True), eps)
-    return pw.true_divide(input, length.expand_as(input))  # type: ignore[attr-defined]
+    return pw.true_divide(input, length.expand_as(input))
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -590,4 +327,4 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """
     first = pw.true_divide(x1, pw.clamp_low(vector_norm(x1, 2, dim, True), eps))
     second = pw.true_divide(x2, pw.clamp_low(vector_norm(x2, 2, dim, True), eps))
-    return pw.mul(first, second).sum(dim)  # type: ignore[attr-defined]
+    return pw.mul(first, second).sum(dim)

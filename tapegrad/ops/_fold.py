@@ -258,6 +258,7 @@ class _Chosen:
             other.backward(self.derivative)  # type: ignore[attr-defined]
         if self.native is not None:  # type: ignore[attr-defined]
             other.reverse_kernel(self.native)  # type: ignore[attr-defined]
+        other.rule_of_second = getattr(self, "rule_of_second", None)
         return other
 
 

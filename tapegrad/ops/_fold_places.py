@@ -19,7 +19,7 @@ from tapegrad.engine.structs import (
 )
 from tapegrad.ops._fold import CHUNK, COLUMNS
 
-P = SIZE = G = ROW = BLOCK = STEP = BETTER = VALUES = SHARED = None  # filled in for each dtype
+P = SIZE = G = ROW = BLOCK = STEP = BETTER = VALUES = SHARED = PLACES = None  # filled in for each dtype
 
 
 @internal_sum
@@ -177,27 +177,48 @@ def place_kernel(S, row, start, stop):
 
 
 def place_reverse(S, row, start, stop):
-    """Reverse kernel of ops that pick one element of each run, at the recorded place."""
+    """Reverse kernel of ops that pick elements of each run at recorded places: one, or with PLACES as many as it has."""
     r = row_at(row)
     words = i64(r.attr)
     run, inner = words[G + 1], words[G + 2]
+    picked = run if PLACES else 1
     g = P(buffer_of(S, r.out).adj)
     places = i64(buffer_of(S, r.in1).data)
     adjoint = P(i64(S + ADJOINT_OFFSET)[0])
     fresh = i64(S + STORE_OFFSET)[0] == 1
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
+    if inner == 1:
+        for o in range(start, stop):
+            if fresh:
+                for i in range(o * run, (o + 1) * run):
+                    adjoint[i] = 0
+            for i in range(o * picked, (o + 1) * picked):
+                adjoint[o * run + places[i]] += g[i]
+        return
+    blocks = (inner + COLUMNS - 1) // COLUMNS
     for k in range(start, stop):
         o = k // blocks
-        c = (k - o * blocks) * width
-        m = min(width, inner - c)
+        c = (k - o * blocks) * COLUMNS
+        m = min(COLUMNS, inner - c)
         base = o * run * inner + c
         if fresh:
             for q in range(run):
                 for j in range(m):
                     adjoint[base + q * inner + j] = 0
-        for j in range(m):
-            adjoint[base + places[o * inner + c + j] * inner + j] += g[o * inner + c + j]
+        for q in range(picked):
+            line = (o * picked + q) * inner + c
+            for j in range(m):
+                adjoint[base + places[line + j] * inner + j] += g[line + j]
+
+
+def place_parts(g, places, words):
+    """The derivative that `place_reverse` computes, over tensors."""
+    from tapegrad.creation import zeros
+    from tapegrad.ops.selecting import scatter_sum
+
+    outer, run, inner = words[1:4]
+    blank = zeros((outer, run, inner), dtype=g.dtype)
+    picked = (outer, g.numel() // max(outer * inner, 1), inner)
+    return scatter_sum(blank, 1, places.reshape(picked), g.reshape(picked))
 
 
 def median_kernel(S, row, start, stop):

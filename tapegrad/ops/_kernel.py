@@ -12,6 +12,7 @@ from tapegrad.engine import planned, structs
 from tapegrad.engine.kernels import build_kernel, build_typed
 from tapegrad.engine.loops import environment, reverse_source
 from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_TRACED
 from tapegrad.ops import _source
 from tapegrad.ops._over_tensors import partial_over_tensors
 from tapegrad.ops._rule import PUBLIC, Op, float_of_bits, scalar_environment, struct_bits
@@ -25,6 +26,9 @@ _asked: dict[tuple, int] = {}
 _FIRST_ASKED = 1 << 32
 _launches = threading.local()
 
+
+# names of inputs that a kernel fills beside its result: places of extremes, what a derivative needs
+FILLED = ("places", "shared", "centre", "others", "kept")
 
 _templates: dict[tuple[int, ...], int] = {}
 
@@ -72,6 +76,7 @@ class KernelOp(Op):
     ) -> None:
         super().__init__(function, structs.PYTHON, grad_name, reference)
         self.inputs = list(inputs)
+        self.fills = [k for k, name in enumerate(self.inputs) if name in FILLED]
         self.samples = list(samples)
         self.domain = domain
         self.kernel: Callable | None = None
@@ -181,6 +186,8 @@ class KernelOp(Op):
             k = rt.record_kernel(_S, self.code, ids[0], ids[1], ids[2], layout, dtype.code, block)
             if k > 0:
                 made = wrap(k)
+                for position in self.fills if rt.state.trace_mask else ():
+                    _record_filled(made, inputs[position] if position < len(inputs) else None)
                 seen = getattr(_launches, "seen", None)
                 if seen is not None:
                     seen.append((tensors, layout, dtype.code, (len(extra), items, work, *words), self.code, made))
@@ -195,6 +202,24 @@ class KernelOp(Op):
         available.update(zip(self.inputs, kept, strict=False))
         parts = self.derivative(**{name: available[name] for name in self._uses})
         return parts if isinstance(parts, tuple | list) else (parts,)
+
+
+class _FilledOp(Op):
+    # an input that a traced operation filled, as another result of it
+    def __init__(self) -> None:
+        def filled() -> None:
+            """What an operation filled beside its result."""
+
+        super().__init__(filled, structs.PYTHON, None, None)
+
+
+filled_op = _FilledOp()
+
+
+def _record_filled(result: Tensor, filled: Tensor | None) -> None:
+    if filled is not None and rt.look(_S, result._id, LOOK_TRACED):
+        rt.record_on(_S, filled_op.code, filled._id, result._id, 0, 0, rt.attributes(0))
+        rt.set_flag(_S, filled._id, structs.REQUIRES_GRAD, 0)
 
 
 def kernel_op(**options: Any) -> Callable[[Callable], KernelOp]:
@@ -219,6 +244,7 @@ class ReductionOp(KernelOp):
     def __init__(self, function: Callable, *, parameters: Sequence[str] = (), **options: Any) -> None:
         super().__init__(function, **options)
         self.reduction_parameters = list(parameters)
+        self.rule_of_second: Callable | None = None
         rt.ops[self.code]["kind"] = structs.REDUCTION
 
     def backward(self, function: Callable) -> Callable:
@@ -229,6 +255,15 @@ class ReductionOp(KernelOp):
         row["differentiable"] = 1
         row["saved"][1:] = sum(1 << k for k, n in enumerate(self.inputs) if n in names) | (8 if "out" in names else 0)
         return function
+
+    def second_follows(self, rule: Callable) -> Callable:
+        """Declare how the second input, which the kernel fills, depends on the operand.
+
+        ``rule(x, shape)`` gives it from the operand and the kept shape, by recorded ops; the derivative over tensors takes that in
+        place of the value kept, which no gradient flows through.
+        """
+        self.rule_of_second = rule
+        return rule
 
     def load_reverse(self, dtype: int) -> None:
         """Build or load the reverse kernel for a dtype code."""
@@ -256,8 +291,13 @@ class ReductionOp(KernelOp):
         values: dict[str, Any] = dict(zip(names, [*kept[: len(self.inputs)], kept[3]], strict=True))
         if values["out"] is not None:
             values["out"] = values["out"].reshape(shape)
-        if len(self.inputs) == 2 and kept[1] is not None:
-            values[self.inputs[1]] = kept[1].reshape(shape)
+        if len(self.inputs) == 2:
+            second = kept[1]
+            if self.rule_of_second is not None:
+                second = self.rule_of_second(kept[0], shape)
+            elif second is not None:
+                second = second.reshape(shape)
+            values[self.inputs[1]] = second
         values["g"] = g.reshape(shape)
         for k, name in enumerate(self.reduction_parameters):
             values[name] = float_of_bits(words[3 + k])

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 from numba.extending import is_jitted
 
 from tapegrad import dtypes
+from tapegrad.engine.vecmath_ir import literal
 from tapegrad.ops import _source
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor
 
 
 class _TensorForm(ast.NodeTransformer):
-    """Conditions, connectives and chained comparisons as calls."""
+    """Conditions, connectives, chained comparisons and quotients as calls."""
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
         self.generic_visit(node)
@@ -26,6 +28,10 @@ class _TensorForm(ast.NodeTransformer):
         self.generic_visit(node)
         name = "_both" if isinstance(node.op, ast.And) else "_either"
         return functools.reduce(lambda a, b: _call(name, a, b), node.values)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        return _call("_quotient", node.left, node.right) if isinstance(node.op, ast.Div) else node
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         self.generic_visit(node)
@@ -62,6 +68,13 @@ def _opposite(a: Any) -> Any:
     return PUBLIC["logical_not"](a) if isinstance(a, Tensor) else not a
 
 
+def _quotient(a: Any, b: Any) -> Any:
+    # of two numbers as compiled code divides them, without an exception for zero
+    if isinstance(a, Tensor) or isinstance(b, Tensor) or b != 0:
+        return a / b
+    return math.copysign(math.inf, a) * math.copysign(1.0, b) if a != 0 and a == a else math.nan
+
+
 def _least(a: Any, b: Any) -> Any:
     return _choose(a < b, a, b)
 
@@ -70,7 +83,7 @@ def _greatest(a: Any, b: Any) -> Any:
     return _choose(a > b, a, b)
 
 
-_HELPERS = {f.__name__: f for f in (_choose, _both, _either, _opposite)} | {"min": _least, "max": _greatest}
+_HELPERS = {f.__name__: f for f in (_choose, _both, _either, _opposite, _quotient)} | {"min": _least, "max": _greatest}
 
 
 class _Vecmath:
@@ -92,8 +105,18 @@ def _operation(name: str) -> Callable:
     return apply
 
 
+_forms: dict[Any, Callable] = {literal: lambda value, like: value}
+
+
+def tensor_form(helper: Any, form: Callable) -> None:
+    """Say what a compiled helper of declarations is over tensors, where its own source does not say it right."""
+    _forms[helper] = form
+
+
 def _value(value: Any) -> Any:
     # a global of a declaration, as tensors need it
+    if is_jitted(value) and value in _forms:
+        return _forms[value]
     module = getattr(value, "__module__", None) or getattr(value, "__name__", "")
     if getattr(value, "__name__", "") == "tapegrad.engine.vecmath":
         return _Vecmath()
@@ -115,6 +138,7 @@ def _compiled(function: Callable, name: str, parameters: list[str], body: list[a
     return namespace[name]
 
 
+@functools.cache
 def over_tensors(function: Callable) -> Callable:
     """A declared scalar expression as a function of tensors."""
     return _compiled(function, function.__name__, _source.parameters(function), _source.function_tree(function).body)

@@ -174,28 +174,40 @@ def _any_geometry(geometry, shown):
 
 
 as_strided_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
-OPS[structs.ALIAS] = as_strided_op
-rt.ops[structs.ALIAS]["kind"] = structs.VIEW
+detach_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
+OPS[structs.DETACHED] = detach_op
+rt.ops[structs.DETACHED]["kind"] = structs.VIEW
 
 
-def rebuild(view: Tensor, base: Tensor) -> None:
-    """Make a stale view a view of its base's new value."""
+def rebuild(view: Tensor, base: Tensor, shown: Tensor | None = None) -> None:
+    """Make a stale view a view of its base's new value.
+
+    Args:
+        view: the view.
+        base: its base.
+        shown: a tensor that lies in memory as the view must, if the view itself no longer does.
+    """
     where = view._where
     if where is None:
         raise RuntimeError(
             "a view whose place in its base is not a regular one was used after the base was modified in place; "
             "take the view again from the modified tensor, or clone() it before the modification"
         )
-    layout = rt.look(_S, view._id, LOOK_META) >> 16
-    base_data, data = base.data_ptr(), view.data_ptr()
+    shown = view if shown is None else shown
+    layout = rt.look(_S, shown._id, LOOK_META) >> 16
+    base_data, data = base.data_ptr(), shown.data_ptr()
     offset = (data - base_data) // view.itemsize
     target = rt.strided_layout(where.shape, where.strides)
     base._refresh()
-    k = rt.record_view(_S, as_strided_op.code, base._id, layout, offset, target, where.offset)
+    # it was taken while recording, whatever the mode it is used in
+    mode = rt.set_mode(_S, 0)
+    try:
+        k = rt.record_view(_S, as_strided_op.code, base._id, layout, offset, target, where.offset)
+    finally:
+        rt.set_mode(_S, mode)
     if k <= 0:
         raise MemoryError("no memory for a view")
-    rt.release(_S, view._id)
-    view._id = k & ~structs.TRACKED_VIEW
+    view._move_to(k & ~structs.TRACKED_VIEW)
 
 
 def check_view_may_be_written(view: Tensor) -> None:

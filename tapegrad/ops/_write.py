@@ -10,6 +10,7 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED
 from tapegrad.ops import pointwise
+from tapegrad.ops._place import show_elements
 from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
 from tapegrad.ops._view import check_view_may_be_written, rebuild
 from tapegrad.tensor import Tensor, check_id, wrap
@@ -30,15 +31,11 @@ class _CopySlices(Op):
     def reverse(self, g: Tensor, need: int, kept: Sequence[Any], words: Sequence[int]) -> list[Tensor | None]:
         """The base's adjoint loses the written elements to the view's."""
         layout, offset = words[0], words[1]
-        row = rt.layout_row(layout)
-        n = int(row["ndim"])
-        shape, strides = (tuple(int(v) for v in row[f][:n]) for f in ("shape", "strides"))
-        part = g.as_strided(shape, strides, offset)
-        to_view = part.clone() if need & 2 else None
+        to_view = show_elements(g, layout, offset) if need & 2 else None
         to_base = None
         if need & 1:
-            to_base = g.clone()
-            to_base.as_strided(shape, strides, offset).zero_()
+            to_base = g.clone()  # type: ignore[attr-defined]
+            show_elements(to_base, layout, offset).zero_()  # type: ignore[attr-defined]
         return [to_base, to_view]
 
 
@@ -94,6 +91,12 @@ def _records(target: Tensor, others: Sequence[Any]) -> bool:
     return not rt.mode_of_thread(_S) and any(t.requires_grad for t in tensors)
 
 
+def check_no_overlap(target: Tensor) -> None:
+    """Refuse a write to a tensor whose elements share memory."""
+    if target.numel() and any(s == 0 and n > 1 for s, n in zip(target.stride(), target.shape, strict=True)):
+        raise RuntimeError(errors.SELF_OVERLAP)
+
+
 def _check_leaf(target: Tensor) -> None:
     if not rt.mode_of_thread(_S) and target.requires_grad and rt.look(_S, target._id, LOOK_NODE) < 0:
         raise RuntimeError(errors.LEAF_IN_PLACE)
@@ -133,16 +136,17 @@ def assign(
         raise RuntimeError(errors.INFERENCE_WRITTEN)
     if flags & structs.NO_GRAD_VIEW and not rt.mode_of_thread(_S):
         raise RuntimeError(errors.NO_GRAD_VIEW_WRITTEN)
-    if any(s == 0 and n > 1 for s, n in zip(target.stride(), shape, strict=True)):
-        raise RuntimeError(errors.SELF_OVERLAP)
+    check_no_overlap(target)
     if not records:
         result = value if value is not None else wrap(op.run(operands))  # type: ignore[union-attr]
         copy_elements(target, result)
         rt.mark_written(_S, target._id, 0, 0)
         return target
-    # the place on the tape keeps the old elements; a new handle takes the memory that is written
+    # the place on the tape keeps the old elements, as a view of nothing; a new handle takes the memory that is written
+    view = target._base_tensor() is not None
     memory = _detached_copy(target)
     rt.take_memory(_S, target._id, memory._id)
+    rt.set_flag(_S, target._id, structs.IS_VIEW, 0)
     try:
         if value is None:
             result = wrap(op.run(operands))  # type: ignore[union-attr]
@@ -150,15 +154,16 @@ def assign(
             result = wrap(pointwise.copy.run([target, value.to(dtype)]))
     except BaseException:
         rt.take_memory(_S, target._id, memory._id)
+        rt.set_flag(_S, target._id, structs.IS_VIEW, view)
         raise
     copy_elements(memory, result)
     rt.take_memory(_S, result._id, memory._id)
-    view = target._base_tensor() is not None
     rt.mark_written(_S, result._id, 1, int(view))
     if view:
         tell_base(target, result)
     else:
-        target._id, result._id = result._id, target._id
+        rt.retain(_S, result._id)
+        target._move_to(result._id)
     return target
 
 
@@ -172,7 +177,7 @@ def _detached_copy(t: Tensor) -> Tensor:
 
 def copy_elements(target: Tensor, source: Tensor) -> None:
     """Copy elements into a tensor's memory, outside the tape."""
-    target._address_array()[...] = source._address_array()
+    target._memory_array()[...] = source._memory_array()
 
 
 def tell_base(view: Tensor, written: Tensor) -> None:
@@ -186,6 +191,5 @@ def tell_base(view: Tensor, written: Tensor) -> None:
     k = check_id(rt.share_leaf(_S, old, 2))
     attributes = rt.attributes(0, rt.strided_layout(where.shape, where.strides), where.offset)
     rt.record_on(_S, copy_slices.code, k, old, written._id, 0, attributes)
-    base._id = k
-    rt.release(_S, old)
-    rebuild(view, base)
+    base._move_to(k)
+    rebuild(view, base, written)

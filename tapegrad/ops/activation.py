@@ -42,7 +42,7 @@ def elu(x, alpha, scale):
 
 @elu.backward
 def _(g, x, alpha, scale):
-    return g * scale if x > 0 else g * (alpha * scale) * vecmath.exp(x), None, None
+    return g * (scale if x > 0 else alpha * scale * vecmath.exp(x if x < 0 else 0)), None, None
 
 
 @pointwise(
@@ -59,7 +59,7 @@ def celu(x, alpha):
 
 @celu.backward
 def _(g, x, alpha):
-    return g if x > 0 else g * vecmath.exp(x / alpha), None
+    return g if x > 0 else g * vecmath.exp((x if x < 0 else 0) / alpha), None
 
 
 @pointwise(
@@ -89,7 +89,7 @@ def mish(x):
 
 @mish.backward
 def _(g, x):
-    t = vecmath.tanh(x if x > 20 else vecmath.log1p(vecmath.exp(x)))
+    t = vecmath.tanh(x if x > 20 else vecmath.log1p(vecmath.exp(x if x < 20 else 20)))
     return g * (t + x * (1 - t * t) * vecmath.sigmoid(x))
 
 

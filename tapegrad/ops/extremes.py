@@ -220,7 +220,7 @@ def _pick_op(name: str, grad_name: str, kernel: Any, choose: Any, doc: str, refe
     function.__doc__ = doc
     made = select_op(
         inputs=["x", "places"],
-        choose=choose,
+        choose=lambda dtype: choose(dtype) | {"PLACES": False},
         reference=reference,
         domain=Real(),
         grad_name=grad_name,
@@ -228,11 +228,7 @@ def _pick_op(name: str, grad_name: str, kernel: Any, choose: Any, doc: str, refe
         public=False,
     )(function)
     made.forward(kernel)
-
-    def scatter(g, places):
-        raise NotImplementedError
-
-    made.backward(scatter)
+    made.backward(_fold_places.place_parts)
     made.reverse_kernel(_fold_places.place_reverse)
     return made
 

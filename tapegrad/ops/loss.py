@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.creation import zeros
 from tapegrad.engine.structs import internal
 from tapegrad.engine.vecmath import exp, log, log1p, sigmoid
 from tapegrad.engine.vecmath_ir import copysign, literal
@@ -20,8 +21,10 @@ from tapegrad.ops._fold_pairs import exponentials
 from tapegrad.ops._fold_sums import named
 from tapegrad.ops._kernel import empty
 from tapegrad.ops._loss_kernels import BLOCK, MEAN, NONE, SUM
-from tapegrad.ops._rule import Real, broadcast_shapes, cast, result_type, struct_bits
-from tapegrad.ops.softmax import log_softmax
+from tapegrad.ops._over_tensors import over_tensors, tensor_form
+from tapegrad.ops._rule import Real, broadcast_shapes, cast, float_of_bits, result_type, struct_bits
+from tapegrad.ops.selecting import scatter_sum
+from tapegrad.ops.softmax import log_softmax, softmax
 from tapegrad.tensor import Size, Tensor
 
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
@@ -62,6 +65,9 @@ def _absolute(x, y, p):
 @internal
 def _sign(d):
     return d if d != d or d == 0 else copysign(literal(1.0, d), d)
+
+
+tensor_form(_sign, pw.sign)
 
 
 @internal
@@ -180,8 +186,15 @@ class PairLoss(Select):
         return self.launch([x, y], (), common, words, -items, min(n, BLOCK) * 2)
 
 
-def _no_tensor_form(g, x, y):
-    raise NotImplementedError
+def _pair_derivative(slope_x: Any, slope_y: Any) -> Callable:
+    def derivative(g, x, y, need, words):
+        scale, parameter, reduced = float_of_bits(words[2]), float_of_bits(words[3]), words[4]
+        g = g * scale if reduced else g
+        to_x = over_tensors(slope_x.py_func)
+        to_y = over_tensors(slope_y.py_func) if slope_y else lambda *operands: -to_x(*operands)
+        return [g * slope(x, y, parameter) if need >> k & 1 else None for k, slope in enumerate((to_x, to_y))]
+
+    return derivative
 
 
 def _declare(function: Callable, value: Any, slope_x: Any, slope_y: Any = None, **options: Any) -> PairLoss:
@@ -194,7 +207,7 @@ def _declare(function: Callable, value: Any, slope_x: Any, slope_y: Any = None, 
         **options,
     )
     op.forward(kernels.loss_kernel)
-    op.backward(_no_tensor_form)
+    op.backward(_pair_derivative(slope_x, slope_y))
     op.reverse_kernel(kernels.loss_reverse)
     return op
 
@@ -382,8 +395,28 @@ def _class_reference(x: Any, target: Any, **options: Any) -> Any:
     return -np.mean(reference(x, axis=1)[np.arange(len(target)), target])
 
 
-def _class_derivative(g, x, target, kept):
-    raise NotImplementedError
+def _likelihood_part(g: Tensor, target: Tensor, kept: Tensor, words: Sequence[int], scores: Any = None) -> Tensor:
+    # less g at the target, and with scores plus g times their softmax; both times the row's share
+    outer, classes, inner = words[1:4]
+    rows = outer * inner
+    weights = kept[: 2 * rows].view(outer, inner, 2)[:, :, 1].unsqueeze(1)
+    # a row without weight has no gradient, whatever it holds
+    idle = pw.eq(weights, 0)
+    share = cast(pw.where_op(idle, 0.0, weights / kept[2 * rows]), g.dtype) * g.reshape((-1, 1, inner if g.ndim else 1))
+    places = target.view(outer, 1, inner).masked_fill(idle, 0)
+    if scores is None:
+        part = zeros((outer, classes, inner), dtype=g.dtype)
+    else:
+        part = softmax(pw.where_op(idle, 0.0, scores.reshape((outer, classes, inner))), 1) * share
+    return scatter_sum(part, 1, places, -share.expand(places.shape))
+
+
+def _entropy_derivative(g, x, target, kept, words):
+    return _likelihood_part(g, target, kept, words, x)
+
+
+def _likelihood_derivative(g, target, kept, words):
+    return _likelihood_part(g, target, kept, words)
 
 
 def _class_op(function: Callable, fused: bool, reference: Any) -> Select:
@@ -401,7 +434,7 @@ def _class_op(function: Callable, fused: bool, reference: Any) -> Select:
         public=False,
     )(function)
     op.forward(kernels.class_kernel)
-    op.backward(_class_derivative)
+    op.backward(_entropy_derivative if fused else _likelihood_derivative)
     op.reverse_kernel(kernels.class_reverse)
     op.fused = fused
     op.planes = op.twin(f"{op.name}_planes", "NllLoss2DBackward0")

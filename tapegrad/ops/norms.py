@@ -40,7 +40,7 @@ norm_2.forward(_fold_sums.fold_kernel)
 
 @norm_2.backward
 def _(g, x, out):
-    return 0.0 if out == 0.0 else g * (x / out)
+    return g * (0.0 if out == 0.0 else x / out)
 
 
 @fold_op(
@@ -65,7 +65,7 @@ root_of_sum.forward(_fold_pairs.pair_kernel)
 
 @root_of_sum.backward
 def _(g, out, order):
-    return 0.0 if out == 0.0 else g * pow(out, T(1.0 - order)) / T(order)
+    return g * (0.0 if out == 0.0 else pow(1.0 if out == 0.0 else out, T(1.0 - order)) / T(order))
 
 
 _abs_sum = sum.twin("norm_1", "LinalgVectorNormBackward0")

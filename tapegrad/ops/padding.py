@@ -111,8 +111,10 @@ constant_pad.forward(_pad_kernel)
 
 
 @constant_pad.backward
-def _(g):
-    raise NotImplementedError
+def _(g, words):
+    ndim = words[0]
+    extents, before, padded = (words[2 + k * ndim : 2 + (k + 1) * ndim] for k in range(3))
+    return constant_pad(g, [(-a, a + n - m) for n, a, m in zip(extents, before, padded, strict=True)])
 
 
 constant_pad.reverse_kernel(_pad_reverse)

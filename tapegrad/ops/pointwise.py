@@ -67,22 +67,55 @@ def _logaddexp(x, y):
 
 
 @structs.internal
-def _trigamma(x):
-    # recurrence up to 12, then the asymptotic series in Bernoulli numbers
-    x = np.float64(x)
-    sign, total = 1.0, 0.0
-    if x <= 0:
-        s = math.sin(PI * x)
-        total = -(PI * PI) / (s * s)
-        x = 1 - x
-        sign = -1.0
-    while x < 12:
-        total += 1 / (x * x)
+def _power_below(r, p):
+    # the power p - 1, of p from two on
+    result = r
+    for _ in range(2, p):
+        result *= r
+    return result
+
+
+@structs.internal
+def _hurwitz_zeta(p, x):
+    # the sum of (x + k)**-p over k >= 0: single terms, then the Euler-Maclaurin series in Bernoulli numbers
+    total = 0.0
+    while x < 9 + p:
+        r = 1 / x
+        total += _power_below(r, p) * r
         x += 1
-    r = 1 / (x * x)
-    series = r * (1 / 6 - r * (1 / 30 - r * (1 / 42 - r * (1 / 30 - r * (5 / 66 - r * 691 / 2730)))))
-    total += 1 / x + r / 2 + series / x
-    return sign * total
+    r = 1 / x
+    before = _power_below(r, p)
+    term = before * r
+    total += before / (p - 1) + term / 2
+    term *= p * r * (1 / 12)
+    r *= r
+    total += term
+    term *= (p + 1) * (p + 2) * r * (1 / 60)
+    total -= term
+    term *= (p + 3) * (p + 4) * r * (1 / 42)
+    total += term
+    term *= (p + 5) * (p + 6) * r * (1 / 40)
+    total -= term
+    term *= (p + 7) * (p + 8) * r * (5 / 198)
+    total += term
+    term *= (p + 9) * (p + 10) * r * (691 / 27300)
+    total -= term
+    return total + (p + 11) * (p + 12) * r * (35 / 1382) * term
+
+
+@structs.internal
+def _polygamma(n, x):
+    n, x = int(n), np.float64(x)
+    sign = 1.0 if n % 2 else -1.0
+    factorial = 1.0
+    for k in range(n):
+        factorial *= k + 1
+    if x > 0 or x != x:
+        return sign * factorial * _hurwitz_zeta(n + 1, x)
+    # the sum over all integers has period one; take off those below zero
+    rest = x - math.floor(x)
+    below = _hurwitz_zeta(n + 1, 1 - rest) - _hurwitz_zeta(n + 1, 1 - x)
+    return sign * factorial * (_hurwitz_zeta(n + 1, rest) + sign * below)
 
 
 # arithmetic
@@ -209,8 +242,10 @@ def pow(x, y):
 
 @pow.backward
 def _(g, x, y, out):
-    return g * (y * vecmath.pow(x, y - 1) if y != 0 else 0), g * (
-        out * vecmath.log(x) if x > 0 else (0 if x == 0 and y >= 0 else out * vecmath.log(x))
+    # no infinite power or logarithm where a partial is zero: it would make the next derivative NaN
+    return (
+        g * (y * vecmath.pow(x, y if y == 0 and abs(1 / x) == math.inf else y - 1)),
+        g * (out * vecmath.log(1 if x == 0 and y >= 0 else x)),
     )
 
 
@@ -315,26 +350,8 @@ def _(g, x):
     return 2 * g * x
 
 
-@pointwise(domain=Real(0.1, 4.0), reference="numpy:sqrt", grad_name="PowBackward0", method=False, public=False)
-def pow_half(x):
-    r"""The power :math:`x^{1/2}`."""
-    return vecmath.sqrt(x)
-
-
-@pow_half.backward
-def _(g, out):
-    return g / (2 * out)
-
-
-@pointwise(domain=Real(0.3, 4.0), reference="numpy:reciprocal", grad_name="PowBackward0", method=False, public=False)
-def pow_minus_one(x):
-    r"""The power :math:`x^{-1}`."""
-    return 1 / x
-
-
-@pow_minus_one.backward
-def _(g, out):
-    return -g * out * out
+pow_half = sqrt.twin("pow_half", "PowBackward0")
+pow_minus_one = reciprocal.twin("pow_minus_one", "PowBackward0")
 
 
 # exponentials and logarithms
@@ -424,8 +441,8 @@ def logaddexp(x, y):
 
 
 @logaddexp.backward
-def _(g, x, y, out):
-    return g * vecmath.exp(x - out), g * vecmath.exp(y - out)
+def _(g, x, y):
+    return g * vecmath.sigmoid(x - y), g * vecmath.sigmoid(y - x)
 
 
 # trigonometry
@@ -505,7 +522,11 @@ def atan2(y, x):
 
 @atan2.backward
 def _(g, y, x):
-    return g * x / (x * x + y * y), -g * y / (x * x + y * y)
+    square_of_radius = x * x + y * y
+    return (
+        g * (0 if square_of_radius == 0 else x / square_of_radius),
+        g * (0 if square_of_radius == 0 else -y / square_of_radius),
+    )
 
 
 @pointwise(domain=Real(), reference="numpy:sinh")
@@ -705,20 +726,24 @@ def digamma(x):
 
 @digamma.backward
 def _(g, x):
-    return g * trigamma(x)
+    return g * polygamma(1, x)
 
 
 @pointwise(
-    domain=Real(0.3, 5.0),
-    reference=lambda x: _reference("scipy.special:polygamma")(1, x),
+    domain=Domain((1.0, 1.0), (0.3, 5.0)),
+    reference=lambda n, x: _reference("scipy.special:polygamma")(n, x),
     cost=40,
     method=False,
     public=False,
-    differentiable=False,
 )
-def trigamma(x):
-    r"""Derivative of `digamma`."""
-    return _trigamma(x)
+def polygamma(n, x):
+    r"""The `n`-th derivative of `digamma`, for whole :math:`n \ge 1`: :math:`(-1)^{n+1} n! \sum_{k \ge 0} (x + k)^{-n-1}`."""
+    return _polygamma(n, x)
+
+
+@polygamma.backward
+def _(g, n, x):
+    return None, g * polygamma(n + 1, x)
 
 
 # rounding; derivatives are zero
@@ -889,62 +914,10 @@ def _(g, x, high):
     return g if x <= high else 0, g if x > high else 0
 
 
-@pointwise(
-    domain=Domain((-4.0, 4.0), (-2.0, -1.0), (1.0, 2.0)),
-    reference="numpy:clip",
-    dtypes=NUMBERS,
-    cost=2,
-    grad_name="ClampBackward0",
-    public=False,
-    method=False,
-)
-def clamp_numbers(x, low, high):
-    """Values limited to an interval given by numbers."""
-    raised = x if x > low or x != x else low
-    return raised if raised < high or raised != raised else high
-
-
-@clamp_numbers.backward
-def _(g, x, low, high):
-    return g if x >= low and x <= high else 0, None, None
-
-
-@pointwise(
-    domain=Real(),
-    reference="numpy:maximum",
-    dtypes=NUMBERS,
-    cost=2,
-    grad_name="ClampBackward0",
-    public=False,
-    method=False,
-)
-def clamp_low_number(x, low):
-    """Values not below a number."""
-    return x if x > low or x != x else low
-
-
-@clamp_low_number.backward
-def _(g, x, low):
-    return g if x >= low else 0, None
-
-
-@pointwise(
-    domain=Real(),
-    reference="numpy:minimum",
-    dtypes=NUMBERS,
-    cost=2,
-    grad_name="ClampBackward0",
-    public=False,
-    method=False,
-)
-def clamp_high_number(x, high):
-    """Values not above a number."""
-    return x if x < high or x != x else high
-
-
-@clamp_high_number.backward
-def _(g, x, high):
-    return g if x <= high else 0, None
+# the same with bounds that are numbers
+clamp_numbers = clamp_both.twin("clamp_numbers", "ClampBackward0")
+clamp_low_number = clamp_low.twin("clamp_low_number", "ClampBackward0")
+clamp_high_number = clamp_high.twin("clamp_high_number", "ClampBackward0")
 
 
 @pointwise(

@@ -267,15 +267,10 @@ def repeat(op, x, *repeats):
 
 @repeat.backward
 def _(g, words):
-    # what the native kernel does in one pass: fold the copies and add them up
+    # what the native kernel does in one pass: the copies along each dim under one another, added up
     extents = words[4::3]
-    total = g
-    for d, n in enumerate(extents):
-        parts = [total.narrow(d, k, n) for k in range(0, total.shape[d], max(n, 1))]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-    return total
+    copies = [w for n, m in zip(extents, g.shape, strict=True) for w in (m // n if n else 1, n)]
+    return g.reshape(copies).sum(list(range(0, len(copies), 2)))
 
 
 for _op in (flip, turn, roll, repeat):

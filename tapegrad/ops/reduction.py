@@ -11,6 +11,7 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_TRACED
 from tapegrad.ops import _fold_pairs, _fold_sums
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import PAIR_COLUMNS, check_input, fold_op, normal_dims, plan_of, select_op
@@ -26,6 +27,8 @@ T = float  # the kernel's type, where a derivative needs it
 
 def wanted(x: Tensor) -> bool:
     """Whether the derivative may be asked for."""
+    if rt.look(_S, x._id, LOOK_TRACED) and rt.state.trace_mask:
+        return True
     return x.requires_grad and not rt.mode_of_thread(_S)
 
 
@@ -234,7 +237,20 @@ prod.forward(_fold_pairs.pair_kernel)
 
 @prod.backward
 def _(g, x, others, out):
-    return g * (others if x == 0.0 else out / x)
+    return g * (others if x == 0.0 else out / (1.0 if x == 0.0 else x))
+
+
+@prod.second_follows
+def _product_of_others(x, shape):
+    """For each element the product of the others in its run, from running products from both ends."""
+    from tapegrad.ops.scan import product_before
+
+    gone = [d for d in range(x.ndim) if shape[d] == 1]
+    order = [d for d in range(x.ndim) if d not in gone] + gone
+    turned = x.permute(order)
+    runs = turned.reshape(math.prod(shape), math.prod(x.shape[d] for d in gone))
+    others = product_before(runs) * product_before(runs.flip(1)).flip(1)
+    return others.reshape(turned.shape).permute([order.index(d) for d in range(x.ndim)])
 
 
 prod.along = prod.twin("prod_along", "ProdBackward1", ONE_DIM[2:])
@@ -326,6 +342,12 @@ def _(g, x, centre, divisor):
     return g * (x - centre) * T(2.0 / divisor)
 
 
+@var.second_follows
+def _centre(x, shape):
+    """The mean of each run."""
+    return mean(x, [d for d in range(x.ndim) if shape[d] == 1], True)
+
+
 @fold_op(
     inputs=["x", "centre"],
     choose=_fold_pairs.variances(True),
@@ -346,7 +368,10 @@ std.forward(_fold_pairs.pair_kernel)
 
 @std.backward
 def _(g, x, centre, out, divisor):
-    return 0.0 if out == 0.0 else g * (x - centre) / (out * T(divisor))
+    return g * (0.0 if out == 0.0 else (x - centre) / ((1.0 if out == 0.0 else out) * T(divisor)))
+
+
+std.second_follows(_centre)
 
 
 _pairs = {

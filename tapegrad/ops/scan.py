@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tapegrad import dtypes
-from tapegrad.engine import structs
-from tapegrad.engine.structs import (
-    ADJOINT_OFFSET,
-    STORE_OFFSET,
-    buffer_of,
-    f64,
-    i64,
-    internal,
-    row_at,
-    stack_block,
-)
-from tapegrad.engine.vecmath import exp, log
-from tapegrad.ops._fold import COLUMNS, check_input, one_dim, plan_of, select_op
-from tapegrad.ops._fold_places import better_than
-from tapegrad.ops._fold_sums import pointer_of
-from tapegrad.ops._kernel import empty
+from tapegrad.ops import _scans
+from tapegrad.ops import pointwise as pw
+from tapegrad.ops._fold import check_input, one_dim, plan_of, select_op
+from tapegrad.ops._fold_places import place_parts, place_reverse
+from tapegrad.ops._kernel import empty, kernel_op
 from tapegrad.ops._rule import PUBLIC, Real, cast
 from tapegrad.ops._view import as_method
 from tapegrad.ops.extremes import result_tuple
+from tapegrad.ops.joining import cat
+from tapegrad.ops.rearranging import flip
 from tapegrad.tensor import Tensor
-
-P = A = OUT = SIZE = G = STEP = START = BETTER = None
 
 
 def _scan(op: Any, input: Any, dim: Any, dtype: Any, cost: int, result: dtypes.dtype | None = None) -> Tensor:
@@ -45,140 +34,57 @@ def _scan(op: Any, input: Any, dim: Any, dtype: Any, cost: int, result: dtypes.d
     return done if dtype is None else cast(done, dtypes.as_dtype(dtype))
 
 
-# sums and products: the accumulators of a block of columns stay on the stack
-
-
-@internal
-def _plus(t, v):
-    return t + v
-
-
-@internal
-def _times(t, v):
-    return t * v
-
-
-def scan_kernel(S, row, start, stop):
-    """Forward kernel: ``out[r] = STEP(out[r - 1], x[r])``, kept in float64 or int64."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    x = P(buffer_of(S, r.in0).data)
-    out = OUT(buffer_of(S, r.out).data)
-    if inner == 1:
-        for o in range(start, stop):
-            t = START
-            for i in range(o * run, (o + 1) * run):
-                t = STEP(t, x[i])
-                out[i] = t
-        return
-    blocks = (inner + COLUMNS - 1) // COLUMNS
-    acc = A(stack_block())
-    for k in range(start, stop):
-        o = k // blocks
-        c = (k - o * blocks) * COLUMNS
-        m = min(COLUMNS, inner - c)
-        for j in range(m):
-            acc[j] = START
-        for q in range(run):
-            base = (o * run + q) * inner + c
-            for j in range(m):
-                acc[j] = STEP(acc[j], x[base + j])
-                out[base + j] = acc[j]
-
-
-def _accumulate(step: Any, start: int) -> Callable[[int], dict[str, Any]]:
-    def choose(dtype: int) -> dict[str, Any]:
-        if dtype <= 1:
-            return {"STEP": step, "START": float(start), "A": structs.f64, "OUT": pointer_of(dtype)}
-        return {"STEP": step, "START": start, "A": structs.i64, "OUT": structs.i64}
-
-    return choose
-
-
-def cumsum_reverse(S, row, start, stop):
-    """Reverse kernel of `cumsum`: the sum of g from the last element back."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    g = P(buffer_of(S, r.out).adj)
-    adjoint = P(i64(S + ADJOINT_OFFSET)[0])
-    keep = 0.0 if i64(S + STORE_OFFSET)[0] == 1 else 1.0
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
-    acc = f64(stack_block())
-    for k in range(start, stop):
-        o = k // blocks
-        c = (k - o * blocks) * width
-        m = min(width, inner - c)
-        for j in range(m):
-            acc[j] = 0.0
-        for q in range(run - 1, -1, -1):
-            base = (o * run + q) * inner + c
-            for j in range(m):
-                acc[j] += g[base + j]
-                if keep == 0.0:
-                    adjoint[base + j] = acc[j]
-                else:
-                    adjoint[base + j] += acc[j]
-
-
-def cumprod_reverse(S, row, start, stop):
-    """Reverse kernel of `cumprod`; from the first zero on, only the products that leave it out count."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    x = P(buffer_of(S, r.in0).data)
-    out = P(buffer_of(S, r.out).data)
-    g = P(buffer_of(S, r.out).adj)
-    adjoint = P(i64(S + ADJOINT_OFFSET)[0])
-    fresh = i64(S + STORE_OFFSET)[0] == 1
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
-    for k in range(start, stop):
-        o = k // blocks
-        first = (k - o * blocks) * width
-        for c in range(first, min(first + width, inner)):
-            base = o * run * inner + c
-            zero = run
-            for q in range(run):
-                if x[base + q * inner] == 0:
-                    zero = q
-                    break
-            # at the first zero: the products of all the others, up to the next zero
-            through = 0.0
-            if zero < run:
-                product = 1.0
-                if zero > 0:
-                    product = f64_of(out[base + (zero - 1) * inner])
-                through = product * g[base + zero * inner]
-                for q in range(zero + 1, run):
-                    product *= x[base + q * inner]
-                    through += product * g[base + q * inner]
-            total = 0.0
-            for q in range(run - 1, -1, -1):
-                i = base + q * inner
-                if q < zero:
-                    total += f64_of(g[i]) * out[i]
-                    value = total / x[i]
-                elif q == zero:
-                    value = through
-                else:
-                    value = 0.0
-                if fresh:
-                    adjoint[i] = value
-                else:
-                    adjoint[i] += value
-
-
-@internal
-def f64_of(v):
-    """A number in float64."""
-    return v * 1.0 + 0.0
-
-
 def _numpy_scan(function: Callable) -> Callable:
     return lambda x, dim, dtype=None: function(x, axis=dim)
+
+
+# what the derivatives over tensors are made of; tensors are seen as (rows outside, run, rows inside)
+
+
+@kernel_op(inputs=["a", "x"], reference=None, grad_name="CumprodBackward0", method=False, public=False)
+def recurrence(op, a, x, backwards):
+    r"""Linear recurrence along the middle dim, :math:`y_q = x_q + a_q y_{q-1}`; backwards :math:`y_q = x_q + a_{q+1} y_{q+1}`."""
+    outer, run, inner = x.shape
+    words = [outer, run, inner, int(backwards)]
+    return op.launch([a.contiguous(), x.contiguous()], x.shape, x.dtype, words, max(outer, 1), max(4 * run * inner, 4))
+
+
+recurrence.covered_by = "cumprod"
+recurrence.forward(_scans.recurrence_kernel)
+
+
+@recurrence.backward
+def _(g, a, out, words):
+    # the two directions are each other's adjoint
+    backwards = bool(words[3])
+    to_x = recurrence(a, g, not backwards)
+    if out.shape[1] == 0:
+        return to_x, to_x
+    last, first = out.narrow(1, 0, out.shape[1] - 1), out.narrow(1, 1, out.shape[1] - 1)
+    products = to_x.narrow(1, 0, out.shape[1] - 1) * first if backwards else to_x.narrow(1, 1, out.shape[1] - 1) * last
+    return cat([pw.zero(out.narrow(1, 0, 1)), products], 1), to_x
+
+
+def _moved_on(x: Tensor, first: float) -> Tensor:
+    """The elements before those of `x` along dim 1, and a number before its first."""
+    from tapegrad.creation import full
+
+    n = x.shape[1]
+    if n == 0:
+        return x
+    return cat([full((x.shape[0], 1, *x.shape[2:]), first, dtype=x.dtype), x.narrow(1, 0, n - 1)], 1)
+
+
+def _runs(words: Sequence[int], *tensors: Tensor) -> list[Tensor]:
+    return [t.reshape(tuple(words[1:4])) for t in tensors]  # type: ignore[attr-defined]
+
+
+def product_before(x: Tensor) -> Tensor:
+    """The product of the elements before each along dim 1."""
+    return _moved_on(cumprod(x, 1), 1.0)
+
+
+# sums, products, log-sum-exp
 
 
 SAMPLES: list[Any] = [
@@ -190,7 +96,7 @@ SAMPLES: list[Any] = [
 ]
 
 
-@select_op(inputs=["x"], choose=_accumulate(_plus, 0), reference=_numpy_scan(np.cumsum), samples=SAMPLES)
+@select_op(inputs=["x"], choose=_scans.sums, reference=_numpy_scan(np.cumsum), samples=SAMPLES)
 def cumsum(op, input, dim, *, dtype=None):
     r"""Running sum along one dim.
 
@@ -208,20 +114,13 @@ def cumsum(op, input, dim, *, dtype=None):
     return _scan(op, input, dim, dtype, 4)
 
 
-cumsum.forward(scan_kernel)
-
-
 @cumsum.backward
 def _(g, words):
-    from tapegrad.ops.movement import flip
-
-    return flip(cumsum(flip(g, (words[-1],)), words[-1]), (words[-1],))
-
-
-cumsum.reverse_kernel(cumsum_reverse)
+    (g,) = _runs(words, g)
+    return flip(cumsum(flip(g, 1), 1), 1)
 
 
-@select_op(inputs=["x"], choose=_accumulate(_times, 1), reference=_numpy_scan(np.cumprod), samples=SAMPLES)
+@select_op(inputs=["x"], choose=_scans.products, reference=_numpy_scan(np.cumprod), samples=SAMPLES)
 def cumprod(op, input, dim, *, dtype=None):
     r"""Running product along one dim; the gradient is right where elements are zero.
 
@@ -235,82 +134,15 @@ def cumprod(op, input, dim, *, dtype=None):
     return _scan(op, input, dim, dtype, 4)
 
 
-cumprod.forward(scan_kernel)
-
-
-def _native_only(g, x, out):
-    raise NotImplementedError
-
-
-cumprod.backward(_native_only)
-cumprod.reverse_kernel(cumprod_reverse)
-
-
-# log-sum-exp
-
-
-def logcumsumexp_kernel(S, row, start, stop):
-    """Forward kernel: the largest element so far, and the sum of exponentials below it."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    x = P(buffer_of(S, r.in0).data)
-    out = P(buffer_of(S, r.out).data)
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
-    for k in range(start, stop):
-        o = k // blocks
-        first = (k - o * blocks) * width
-        for c in range(first, min(first + width, inner)):
-            top = -math.inf
-            total = 0.0
-            for q in range(run):
-                i = (o * run + q) * inner + c
-                v = x[i] * 1.0
-                if v > top or v != v:
-                    total = total * exp(top - v) + 1.0
-                    top = v
-                elif v > -math.inf:
-                    total += 1.0 if v == top else exp(v - top)
-                out[i] = top + log(total)
-
-
-def logcumsumexp_reverse(S, row, start, stop):
-    """Reverse kernel: exp(x[i]) times the sum of g[j] exp(-out[j]) from i on, scaled to out[i]."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    x = P(buffer_of(S, r.in0).data)
-    out = P(buffer_of(S, r.out).data)
-    g = P(buffer_of(S, r.out).adj)
-    adjoint = P(i64(S + ADJOINT_OFFSET)[0])
-    fresh = i64(S + STORE_OFFSET)[0] == 1
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
-    for k in range(start, stop):
-        o = k // blocks
-        first = (k - o * blocks) * width
-        for c in range(first, min(first + width, inner)):
-            total = 0.0
-            after = math.inf
-            for q in range(run - 1, -1, -1):
-                i = (o * run + q) * inner + c
-                level = out[i] * 1.0
-                if level == -math.inf:
-                    value = 0.0
-                    total = 0.0
-                else:
-                    total = g[i] + (total * exp(level - after) if q < run - 1 else 0.0)
-                    value = total * exp(x[i] - level)
-                after = level
-                if fresh:
-                    adjoint[i] = value
-                else:
-                    adjoint[i] += value
+@cumprod.backward
+def _(g, x, out, words):
+    g, x, out = _runs(words, g, x, out)
+    return recurrence(x, g, True) * _moved_on(out, 1.0)
 
 
 @select_op(
     inputs=["x"],
+    choose=_scans.exponentials,
     reference=lambda x, dim: np.logaddexp.accumulate(x, axis=dim) if np.ndim(x) else x,
     samples=SAMPLES,
 )
@@ -332,63 +164,27 @@ def logcumsumexp(op, input, dim):
     return _scan(op, input, dim, None, 16)
 
 
-logcumsumexp.forward(logcumsumexp_kernel)
-logcumsumexp.backward(_native_only)
-logcumsumexp.reverse_kernel(logcumsumexp_reverse)
+@logcumsumexp.backward
+def _(g, x, out, words):
+    g, x, out = _runs(words, g, x, out)
+    # nothing goes on from a level of minus infinity; differences of infinities stay out of the next derivative
+    empty_so_far = pw.eq(out, -math.inf)
+    level = pw.where_op(empty_so_far, 0.0, out)
+    passed = _exp_unless(_moved_on(empty_so_far, True), _moved_on(level, 0.0) - level)
+    return recurrence(passed, g, True) * _exp_unless(empty_so_far, x - level)
+
+
+def _exp_unless(condition: Tensor, x: Tensor) -> Tensor:
+    # zero where the condition holds, with derivatives of zero
+    return pw.where_op(condition, 0.0, pw.exp(pw.where_op(condition, 0.0, x)))
+
+
+for _op in (cumsum, cumprod, logcumsumexp):
+    _op.forward(_scans.scan_kernel)
+    _op.reverse_kernel(_scans.scan_reverse)
 
 
 # extremes
-
-
-def extreme_scan_kernel(S, row, start, stop):
-    """Forward kernel of `cummax` and `cummin`: the best so far and its latest place."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    x = P(buffer_of(S, r.in0).data)
-    out = P(buffer_of(S, r.out).data)
-    places = i64(buffer_of(S, r.in1).data)
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
-    acc = P(stack_block())
-    where = i64(stack_block())
-    for k in range(start, stop):
-        o = k // blocks
-        c = (k - o * blocks) * width
-        m = min(width, inner - c)
-        for q in range(run):
-            base = (o * run + q) * inner + c
-            for j in range(m):
-                v = x[base + j]
-                if q == 0 or BETTER(v, acc[j]) or v == acc[j] or (v != v and acc[j] != acc[j]):
-                    acc[j] = v
-                    where[j] = q
-                out[base + j] = acc[j]
-                places[base + j] = where[j]
-
-
-def extreme_scan_reverse(S, row, start, stop):
-    """Reverse kernel: each adjoint goes to the element at the recorded place."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    places = i64(buffer_of(S, r.in1).data)
-    g = P(buffer_of(S, r.out).adj)
-    adjoint = P(i64(S + ADJOINT_OFFSET)[0])
-    fresh = i64(S + STORE_OFFSET)[0] == 1
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
-    for k in range(start, stop):
-        o = k // blocks
-        c = (k - o * blocks) * width
-        m = min(width, inner - c)
-        for q in range(run):
-            base = (o * run + q) * inner + c
-            if fresh:
-                for j in range(m):
-                    adjoint[base + j] = 0
-            for j in range(m):
-                adjoint[o * run * inner + places[base + j] * inner + c + j] += g[base + j]
 
 
 def _extreme_scan(name: str, largest: builtins.bool, function: Callable) -> Any:
@@ -403,20 +199,16 @@ def _extreme_scan(name: str, largest: builtins.bool, function: Callable) -> Any:
     body.__doc__ = f"Values and places of `{name}`."
     op = select_op(
         inputs=["x", "places"],
-        choose=lambda dtype: {"BETTER": better_than(largest)},
+        choose=_scans.latest_extremes(largest),
         reference=function,
         domain=Real(),
         grad_name=f"{name.capitalize()}Backward0",
         method=False,
         public=False,
     )(body)
-    op.forward(extreme_scan_kernel)
-
-    def native_only(g, places):
-        raise NotImplementedError
-
-    op.backward(native_only)
-    op.reverse_kernel(extreme_scan_reverse)
+    op.forward(_scans.scan_kernel)
+    op.backward(place_parts)
+    op.reverse_kernel(place_reverse)
     pair = result_tuple(name, "values indices")
 
     def public(input: Tensor, dim: int) -> Any:

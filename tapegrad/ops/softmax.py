@@ -21,6 +21,7 @@ from tapegrad.ops._fold import PAIR_COLUMNS, check_input, one_dim, plan_of, sele
 from tapegrad.ops._fold_pairs import exponentials
 from tapegrad.ops._fold_sums import larger
 from tapegrad.ops._rule import cast
+from tapegrad.ops.pointwise import exp as exp_of
 from tapegrad.tensor import Tensor
 
 P = T = SIZE = G = LOGARITHM = PAIR = SLAB_FOLD = MERGE = None
@@ -223,11 +224,19 @@ def log_softmax(op, input, dim, dtype=None):
     return _softmax(op, input, dim, dtype)
 
 
-def _derivative(g, out):
-    raise NotImplementedError
+def _softmax_part(g, out, words):
+    shape = tuple(words[1:4])
+    y, g = out.reshape(shape), g.reshape(shape)
+    return y * (g - (g * y).sum(1, True))
 
 
-for _op in (softmax, log_softmax):
+def _log_softmax_part(g, out, words):
+    shape = tuple(words[1:4])
+    g = g.reshape(shape)
+    return g - exp_of(out.reshape(shape)) * g.sum(1, True)
+
+
+for _op, _part in ((softmax, _softmax_part), (log_softmax, _log_softmax_part)):
     _op.forward(softmax_kernel)
-    _op.backward(_derivative)
+    _op.backward(_part)
     _op.reverse_kernel(softmax_reverse)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tapegrad.creation import zeros_like
-from tapegrad.optim.optimizer import Group, Number, Optimizer, Params, as_float, check_number
+from tapegrad.optim.optimizer import Group, Number, Optimizer, Params, as_float, check_number, uphill
 
 __all__ = ["Adam", "AdamW"]
 
@@ -70,18 +70,10 @@ class Adam(Optimizer):
         lr = as_float(group["lr"])
         beta1, beta2 = group["betas"]
         eps, decay, decoupled = group["eps"], group["weight_decay"], group["decoupled_weight_decay"]
-        amsgrad, maximize = group["amsgrad"], group["maximize"]
-        for p in group["params"]:
-            grad = p.grad
-            if grad is None:
-                continue
-            if maximize:
-                grad = -grad
-            if decay != 0:
-                if decoupled:
-                    p.mul_(1 - lr * decay)
-                else:
-                    grad = grad.add(p, alpha=decay)
+        amsgrad = group["amsgrad"]
+        for p, grad in uphill(group, 0 if decoupled else decay):
+            if decoupled and decay != 0:
+                p.mul_(1 - lr * decay)
 
             state = self.state[p]
             if not state:

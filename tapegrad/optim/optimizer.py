@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from itertools import chain
 from typing import Any, TypeAlias
@@ -227,8 +227,24 @@ def check_number(value: Number, message: str, name: str, below: float = float("i
     """
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element")
-    if not 0.0 <= value < below:  # type: ignore[operator]
+    if not 0.0 <= value < below:
         raise ValueError(f"{message}: {value}")
+
+
+def uphill(group: Group, decay: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """The parameters of a group that have a gradient, each with the direction to move against.
+
+    Args:
+        group: one entry of ``param_groups``; with ``"maximize"`` the direction is turned round.
+        decay: factor of the L2 penalty, whose gradient is added.
+    """
+    for p in group["params"]:
+        grad = p.grad
+        if grad is None:
+            continue
+        if group["maximize"]:
+            grad = -grad
+        yield p, grad.add(p, alpha=decay) if decay != 0 else grad
 
 
 def as_float(value: Number) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tapegrad.optim.optimizer import Group, Number, Optimizer, Params, as_float, check_number
+from tapegrad.optim.optimizer import Group, Number, Optimizer, Params, as_float, check_number, uphill
 
 __all__ = ["SGD"]
 
@@ -67,16 +67,8 @@ class SGD(Optimizer):
     def update(self, group: Group) -> None:
         """One step for the parameters of ``group``."""
         lr = as_float(group["lr"])
-        momentum, dampening, decay = group["momentum"], group["dampening"], group["weight_decay"]
-        nesterov, maximize = group["nesterov"], group["maximize"]
-        for p in group["params"]:
-            grad = p.grad
-            if grad is None:
-                continue
-            if maximize:
-                grad = -grad
-            if decay != 0:
-                grad = grad.add(p, alpha=decay)
+        momentum, dampening, nesterov = group["momentum"], group["dampening"], group["nesterov"]
+        for p, grad in uphill(group, group["weight_decay"]):
             if momentum != 0:
                 state = self.state[p]
                 running = state.get("momentum_buffer")

@@ -1,34 +1,13 @@
 """autograd.grad and autograd.backward: gradients returned, not accumulated."""
 
-import re
-
 import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.helpers import const, leaf, raises, same
 
 NAME = tg.__name__
 grad = tg.autograd.grad
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
-
-
-def const(values):
-    return tg.tensor(values, dtype=tg.float64)
-
-
-def vals(t):
-    return t.detach().numpy()
-
-
-def same(t, expected):
-    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
-
-
-def raises(message, kind=RuntimeError):
-    return pytest.raises(kind, match="^" + re.escape(message) + "$")
 
 
 def unused_message(index):

@@ -2,12 +2,12 @@
 
 import gc
 import random
-import re
 
 import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.helpers import leaf, raises, same, vals
 
 NAME = tg.__name__
 FREED = (
@@ -17,22 +17,6 @@ FREED = (
     "if you need to access saved tensors after calling backward."
 )
 NO_GRAD_FN = "element 0 of tensors does not require grad and does not have a grad_fn"
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
-
-
-def vals(t):
-    return t.detach().numpy()
-
-
-def same(t, expected):
-    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
-
-
-def raises(message, kind=RuntimeError):
-    return pytest.raises(kind, match="^" + re.escape(message) + "$")
 
 
 # ---- accumulation ----

@@ -1,28 +1,11 @@
 """no_grad, enable_grad, set_grad_enabled, inference_mode, and who may require a gradient."""
 
-import re
 import threading
 
-import numpy as np
 import pytest
 
 import tapegrad as tg
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
-
-
-def vals(t):
-    return t.detach().numpy()
-
-
-def same(t, expected):
-    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
-
-
-def raises(message, kind=RuntimeError):
-    return pytest.raises(kind, match="^" + re.escape(message) + "$")
+from tests.helpers import leaf, raises, same
 
 
 @pytest.fixture(autouse=True)

@@ -1,35 +1,14 @@
 """In-place operations: version checks, leaves, views, indexed assignment, refusals."""
 
-import re
-
 import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.helpers import const, leaf, raises, same
 
 NAME = tg.__name__
 LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
 LEAF_VIEW = "a view of a leaf Variable that requires grad is being used in an in-place operation."
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
-
-
-def const(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype)
-
-
-def vals(t):
-    return t.detach().numpy()
-
-
-def same(t, expected):
-    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
-
-
-def raises(message, kind=RuntimeError):
-    return pytest.raises(kind, match="^" + re.escape(message) + "$")
 
 
 def modified(what, version, output_of=None):

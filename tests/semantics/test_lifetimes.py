@@ -10,20 +10,9 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.helpers import leaf, same, vals
 
 CANT_NUMPY = r"^Can't call numpy\(\) on Tensor that requires grad. Use tensor.detach\(\).numpy\(\) instead.$"
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
-
-
-def vals(t):
-    return t.detach().numpy()
-
-
-def same(t, expected):
-    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
 
 
 def dead(*refs):

@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.helpers import vals
 
 F = tg.nn.functional
-
-
-def vals(t):
-    return t.detach().numpy()
 
 
 def printed(*args):

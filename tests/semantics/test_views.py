@@ -4,18 +4,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
-
-
-def vals(t):
-    return t.detach().numpy()
-
-
-def same(t, expected):
-    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
+from tests.helpers import leaf, same, vals
 
 
 def cube(**options):
@@ -252,6 +241,22 @@ def test_base_and_views_see_the_new_graph(write, read, gradient):
     write(y, a, b)
     read(y, a, b).sum().backward()
     same(x.grad, gradient)
+
+
+def test_a_view_written_to_several_times_is_the_part_of_its_base_it_shows():
+    x, v = leaf([[0.5, -1.0, 2.0], [0.25, 3.0, -0.75]]), leaf([1.0, -2.0, 0.5])
+    base = x * 1
+    row = base[1]
+    row *= v
+    same(row, [0.25, -6.0, -0.375])
+    row.mul_(v).add_(v)
+    last = np.array([0.25, 3.0, -0.75]) * vals(v) ** 2 + vals(v)
+    same(row, last)
+    same(base[1], last)
+    assert row.data_ptr() == base[1].data_ptr()
+    to_x, to_v = tg.autograd.grad((base * 2).sum() + row.sum(), [x, v])
+    same(to_x, np.stack([np.full(3, 2.0), 3 * vals(v) ** 2]))
+    same(to_v, 3 * (2 * vals(v) * np.array([0.25, 3.0, -0.75]) + 1))
 
 
 def test_a_constant_base_joins_the_graph_through_its_view():

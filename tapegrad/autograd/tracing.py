@@ -1,0 +1,187 @@
+"""Tracing: what a function computes from marked inputs is recorded, whatever the grad mode, to be run again otherwise.
+
+Forward mode runs a trace on tangents, `vmap` on batches. A traced row keeps its operands; the mark ends with the transformation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tapegrad import random
+from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
+from tapegrad.engine import structs
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.ops import _reading
+from tapegrad.ops._view import as_strided_op
+from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
+
+_S = rt.S
+_lock = threading.Lock()
+_local = threading.local()
+_open = 0
+
+
+@contextlib.contextmanager
+def transforming() -> Iterator[None]:
+    """A transformation is under way: operations on traced tensors are recorded."""
+    global _open
+    with _lock:
+        _open += 1
+        rt.state["trace_mask"] = structs.TRACED
+    _local.depth = depth() + 1
+    try:
+        yield
+    finally:
+        _local.depth -= 1
+        with _lock:
+            _open -= 1
+            if not _open:
+                rt.state["trace_mask"] = 0
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Operations are recorded, also where the caller switched gradients off or is in inference mode."""
+    before = rt.set_mode(_S, 0)
+    try:
+        yield
+    finally:
+        rt.set_mode(_S, before)
+
+
+def depth() -> int:
+    """How many transformations this thread is in."""
+    return getattr(_local, "depth", 0)
+
+
+@contextlib.contextmanager
+def sampling(batch: Any, randomness: str) -> Iterator[None]:
+    """This thread runs a function on the first sample of a batch: values must not steer it."""
+    before = getattr(_local, "samples", ())
+    _local.samples = (*before, (batch, randomness))
+    with _lock:
+        _reading.sampling += 1
+    try:
+        yield
+    finally:
+        _local.samples = before
+        with _lock:
+            _reading.sampling -= 1
+
+
+def refuse_reading(t: Tensor) -> None:
+    """Refuse to turn a tensor into numbers while its samples are not told apart.
+
+    Raises:
+        RuntimeError: if this thread is inside `vmap`.
+    """
+    if getattr(_local, "samples", ()) and is_traced(t):
+        raise RuntimeError(
+            f"vmap: the values of a tensor of shape {list(t.shape)} that differs between samples were asked for (by .item(), an `if`, "
+            "float(), indexing with it, NumPy ...). Inside vmap a function runs once for all samples, so values cannot steer it: use "
+            "tapegrad.where or masks, or loop over the samples."
+        )
+
+
+def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor | None:
+    """Random numbers inside `vmap`, as its `randomness` asks; None outside of it, and where all samples get the same.
+
+    Args:
+        draw: makes a tensor of random numbers of a shape.
+        shape: of one sample's numbers.
+
+    Raises:
+        RuntimeError: where randomness is an error.
+    """
+    if not getattr(_local, "samples", ()):
+        return None
+    batch, randomness = _local.samples[-1]
+    if randomness == "error":
+        raise RuntimeError(
+            "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' randomness flags "
+            "on vmap or perform the randomness operation out of vmap"
+        )
+    if randomness == "same":
+        return None
+    whole = draw((batch.size, *shape))
+    sample = mark(bare(whole[0].clone()))
+    batch.values[sample._id] = whole
+    batch.keep.append(sample)
+    return sample
+
+
+def is_traced(t: Tensor) -> bool:
+    """Whether a tensor depends on a traced input."""
+    return bool(rt.look(_S, t._id, LOOK_TRACED)) and _open > 0
+
+
+def alias(t: Tensor) -> Tensor:
+    """The same elements under another id, at the same place in the graph."""
+    t._refresh()
+    layout = rt.look(_S, t._id, LOOK_META) >> 16
+    contiguous = rt.layout(tuple(layout_facts(layout)[0]))
+    k = check_id(rt.record_view(_S, as_strided_op.code, t._id, layout, 0, contiguous, 0))
+    rt.set_flag(_S, k & ~structs.TRACKED_VIEW, structs.IS_VIEW, 0)
+    return wrap(k & ~structs.TRACKED_VIEW)
+
+
+def bare(t: Tensor) -> Tensor:
+    """The same elements, of which graph and trace know nothing."""
+    return wrap(check_id(rt.share_leaf(_S, t._id, 2)))
+
+
+def mark(t: Tensor) -> Tensor:
+    """Trace what is computed from a tensor; returns it."""
+    rt.set_flag(_S, t._id, structs.TRACED, 1)
+    return t
+
+
+def unmark(t: Tensor) -> Tensor:
+    """Do not trace what is computed from a tensor; returns it."""
+    rt.set_flag(_S, t._id, structs.TRACED, 0)
+    return t
+
+
+def rows_between(outputs: Iterable[int], inputs: Any) -> list[Row]:
+    """The traced rows that outputs were computed by from inputs, in order; both given as ids of buffers.
+
+    Rows that do not depend on the inputs are among them.
+    """
+    found: dict[int, Row] = {}
+    waiting = [k for k in outputs if k not in inputs]
+    while waiting:
+        k = waiting.pop()
+        index = rt.look(_S, k, LOOK_PRODUCER)
+        if index < 0 or index in found or not rt.look(_S, k, LOOK_TRACED):
+            continue
+        row = read_row(index)
+        if not row.flags & structs.TRACED_ROW:
+            continue
+        found[index] = row
+        waiting += [q for q in operands(row) if q and q not in inputs]
+    return [found[index] for index in sorted(found)]
+
+
+def kept_values(row: Row) -> list[Tensor | None]:
+    """The three operands and the result of a traced row, at their places in the graph."""
+    return [handle(k) if k else None for k in (*row.inputs, row.out)]
+
+
+def check_kept(row: Row, positions: Iterable[int]) -> None:
+    """Refuse a traced row some of whose kept values were written to since.
+
+    Raises:
+        RuntimeError: as in backward.
+    """
+    if not row.stale:
+        return
+    for position in positions:
+        if row.stale >> position & 1:
+            raise RuntimeError(modified(row.index, position))
+
+
+random.draw_samples = random_samples

@@ -1,0 +1,235 @@
+"""`vmap`: a function of one sample becomes one of a batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapegrad import _tree
+from tapegrad.autograd.rows import handle
+from tapegrad.autograd.tracing import bare, mark, rows_between, sampling, transforming, unmark
+from tapegrad.creation import as_tensor
+from tapegrad.func._batching import Batch
+from tapegrad.grad_mode import set_grad_enabled
+from tapegrad.ops._rule import PUBLIC
+from tapegrad.tensor import Tensor, check_dim
+
+
+def vmap(
+    func: Callable,
+    in_dims: Any = 0,
+    out_dims: Any = 0,
+    randomness: str = "error",
+    *,
+    chunk_size: int | None = None,
+) -> Callable:
+    """A function that maps `func` over a dimension of its arguments.
+
+    `func` runs once, on the first sample; what it recorded then runs for all samples at once. So its control flow must not depend
+    on values (a shape is fine), and it may be differentiated before or after, and mapped again.
+
+    Args:
+        func: takes and returns trees of tensors (NumPy arrays count).
+        in_dims: the dimension to map over, for all arguments, or a tree of ints and None (not mapped) that is a prefix of the arguments.
+        out_dims: where the results get that dimension; None for results that are the same for all samples.
+        randomness: whether random functions inside are an "error", give "same" numbers for each sample, or "different" ones.
+        chunk_size: run at most so many samples at once.
+
+    Returns:
+        The mapped function.
+
+    Raises:
+        ValueError: for arguments that have no such dimension or differ in it, or results that are no tensors.
+
+    >>> import tapegrad as tg
+    >>> tg.vmap(tg.dot)(tg.tensor([[1.0, 2.0], [3.0, 4.0]]), tg.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    tensor([1., 4.])
+    """
+    if randomness not in ("error", "different", "same"):
+        raise RuntimeError(f"Only allowed values for randomness are 'error', 'different', or 'same'. Got {randomness}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"vmap: chunk_size should be None or greater than 0. (got {chunk_size})")
+
+    @functools.wraps(func)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        return _call(func, args, kwargs, in_dims, out_dims, randomness, chunk_size)
+
+    return mapped
+
+
+def _name(func: Callable) -> str:
+    return getattr(func, "__name__", repr(func))
+
+
+def _call(
+    func: Callable, args: tuple, kwargs: dict, in_dims: Any, out_dims: Any, randomness: str, chunk_size: int | None
+) -> Any:
+    name = _name(func)
+    head = f"vmap({name}, in_dims={in_dims}, ...)(<inputs>)"
+    if not isinstance(in_dims, int | tuple | list) or isinstance(in_dims, bool):
+        raise ValueError(
+            f"{head}: expected `in_dims` to be int or a (potentially nested) tuple matching the structure of inputs, got: {type(in_dims)}."
+        )
+    if not args:
+        raise ValueError(
+            f"vmap({name})(<inputs>): got no inputs. Maybe you forgot to add inputs, or you are trying to vmap over a function with no "
+            "inputs. The latter is unsupported."
+        )
+    leaves, structure = _tree.flatten(tuple(args))
+    dims = _tree.spread(tuple(in_dims) if isinstance(in_dims, list) else in_dims, structure)
+    if dims is None:
+        raise ValueError(
+            f"{head}: in_dims is not compatible with the structure of inputs. in_dims has structure {in_dims!r} but inputs has "
+            f"structure {_shapes(args)}."
+        )
+    more, more_structure = _tree.flatten(kwargs)
+    dims = [*dims, *(0 if isinstance(v, Tensor | np.ndarray) else None for v in more)]
+    values = [as_tensor(v) if isinstance(v, np.ndarray) and v.dtype != object else v for v in (*leaves, *more)]
+    count = len(leaves)
+    dims = [_checked_dim(head, v, d) for v, d in zip(values, dims, strict=True)]
+    sizes = [v.shape[d] for v, d in zip(values, dims, strict=True) if d is not None]
+    if not sizes:
+        raise ValueError(
+            f"{head}: at least one of the inputs must be mapped over, but all in_dims are None; give an int for one of them."
+        )
+    if any(s != sizes[0] for s in sizes):
+        raise ValueError(
+            f"vmap: Expected all tensors to have the same size in the mapped dimension, got sizes {sizes} for the mapped dimension"
+        )
+
+    def on_leaves(*flat: Any) -> Any:
+        return func(*_tree.unflatten(flat[:count], structure), **_tree.unflatten(flat[count:], more_structure))
+
+    size = sizes[0]
+    if chunk_size is None or chunk_size >= size:
+        return _run(on_leaves, name, values, dims, size, out_dims, randomness)
+    parts = []
+    for start in range(0, size, chunk_size):
+        stop = min(start + chunk_size, size)
+        part = [v if d is None else v.narrow(d, start, stop - start) for v, d in zip(values, dims, strict=True)]
+        parts.append(_run(on_leaves, name, part, dims, stop - start, out_dims, randomness))
+    return _joined(parts, out_dims)
+
+
+def _joined(parts: list[Any], out_dims: Any) -> Any:
+    columns = [_tree.flatten(p)[0] for p in parts]
+    structure = _tree.flatten(parts[0])[1]
+    places = _tree.spread(out_dims, structure)
+    assert places is not None
+    made = [
+        column[0] if place is None else PUBLIC["cat"](list(column), place)
+        for column, place in zip(zip(*columns, strict=True), places, strict=True)
+    ]
+    return _tree.unflatten(made, structure)
+
+
+def _shapes(args: Any) -> str:
+    return str(_tree.map_leaves(lambda v: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__, args))
+
+
+def _checked_dim(head: str, value: Any, dim: Any) -> int | None:
+    if dim is None:
+        return None
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise ValueError(
+            f"{head}: Got in_dim={dim} for an input but in_dim must be either an integer dimension or None."
+        )
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{head}: Got in_dim={dim} for an input but the input is of type {type(value)}. We cannot vmap over non-Tensor arguments, "
+            "please use None as the respective in_dim"
+        )
+    if not -value.ndim <= dim < value.ndim:
+        raise ValueError(
+            f"{head}: Got in_dim={dim} for some input, but that input is a Tensor of dimensionality {value.ndim} so expected in_dim to "
+            f"satisfy -{value.ndim} <= in_dim < {value.ndim}."
+        )
+    return dim % value.ndim
+
+
+def _run(
+    on_leaves: Callable,
+    name: str,
+    values: Sequence[Any],
+    dims: Sequence[int | None],
+    size: int,
+    out_dims: Any,
+    randomness: str,
+) -> Any:
+    result: list[Any] = []
+
+    def flat(*samples: Any) -> list[Any]:
+        leaves, structure = _tree.flatten(on_leaves(*samples))
+        result.append(structure)
+        return leaves
+
+    batch, outputs = trace_sample(flat, values, dims, size, randomness)
+    structure = result[0]
+    places = _tree.spread(out_dims, structure)
+    if places is None:
+        raise ValueError(
+            f"vmap({name}, ..., out_dims={out_dims})(<inputs>): out_dims is not compatible with the structure of `outputs`."
+        )
+    made = []
+    for out, place in zip(outputs, places, strict=True):
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"vmap({name}, ...): `{name}` must only return Tensors, got type {type(out)}. Did you mean to set out_dims= to None for "
+                "output?"
+            )
+        if place is None:
+            if out._id in batch.values:
+                raise ValueError(f"vmap({name}, ...): `{name}` can not return a BatchedTensor when out_dim is None")
+            made.append(out)
+            continue
+        whole = batch.whole(out)
+        made.append(whole.movedim(0, check_dim(place, whole.ndim)) if place else whole)  # type: ignore[attr-defined]
+    return _tree.unflatten(made, structure)
+
+
+def trace_sample(
+    function: Callable, values: Sequence[Any], dims: Sequence[int | None], size: int, randomness: str = "error"
+) -> tuple[Batch, list[Any]]:
+    """Run a function on the first sample of some arguments, and its trace on all of them.
+
+    Args:
+        function: returns a sequence of tensors and anything else.
+        values: the arguments.
+        dims: of each argument the dimension of its samples, None if it is the same for all.
+        size: number of samples.
+        randomness: see `vmap`.
+
+    Returns:
+        The batch, and what the function returned for the first sample.
+    """
+    if size == 0:
+        raise ValueError("vmap: got a mapped dimension of size 0; there is no sample to run the function on")
+    batch = Batch(size)
+    arguments: list[Any] = []
+    samples = []
+    for value, dim in zip(values, dims, strict=True):
+        if dim is None or value is None:
+            arguments.append(value)
+            continue
+        moved = value.movedim(dim, 0) if dim else value
+        with set_grad_enabled(False):
+            sample = mark(bare(bare(moved)[0].clone()))
+        batch.values[sample._id] = moved
+        arguments.append(sample)
+        samples.append((sample, handle(sample._id), moved))
+    with transforming():
+        with sampling(batch, randomness):
+            outputs = list(function(*arguments))
+        for out in outputs:
+            if isinstance(out, Tensor):
+                out._refresh()
+        ends = [out._id for out in outputs if isinstance(out, Tensor)]
+        batch.run(rows_between([*ends, *(t._id for t, _, _ in samples)], set(batch.values)))
+        for sample, given, moved in samples:
+            if sample._id != given._id:  # the function wrote to its argument
+                moved.copy_(batch.whole(sample))
+            unmark(given)
+    return batch, outputs

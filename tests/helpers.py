@@ -1,0 +1,76 @@
+"""What many tests share: numbers, tensors in float64, comparisons, messages word for word, finite differences, counted calls."""
+
+import re
+
+import numpy as np
+import pytest
+
+import tapegrad as tg
+
+RNG = np.random.default_rng(7)
+
+
+def leaf(values, dtype=tg.float64):
+    """A tensor that requires grad."""
+    return tg.tensor(values, dtype=dtype, requires_grad=True)
+
+
+def const(values, dtype=tg.float64):
+    """A tensor that does not."""
+    return tg.tensor(values, dtype=dtype)
+
+
+def arrays(shapes, dtype="float64"):
+    """Normal numbers, an array for each shape."""
+    return [RNG.standard_normal(s).astype(dtype) for s in shapes]
+
+
+def vals(t):
+    """The elements as a NumPy array."""
+    return t.detach().numpy()
+
+
+def same(t, expected):
+    """Check a tensor's elements, to the last digits of float64."""
+    np.testing.assert_allclose(vals(t), expected, rtol=1e-12, atol=0)
+
+
+def raises(message, kind=RuntimeError):
+    """Expect an exception with exactly this message."""
+    return pytest.raises(kind, match="^" + re.escape(message) + "$")
+
+
+def numeric_gradient(value, arrays, k, step=1e-6):
+    """Gradient of the number ``value(arrays)`` with respect to array `k`, by central differences."""
+    gradient = np.zeros(arrays[k].shape)
+    for index in np.ndindex(*arrays[k].shape):
+        sides = []
+        for sign in (1, -1):
+            moved = [a.copy() for a in arrays]
+            moved[k][index] += sign * step
+            sides.append(value(moved))
+        gradient[index] = (sides[0] - sides[1]) / (2 * step)
+    return gradient
+
+
+def differences(f, operands, weights):
+    """Gradients of ``(weights * f(*operands)).sum()`` with respect to every operand, by central differences."""
+    return [numeric_gradient(lambda moved: (weights * f(*moved)).sum(), operands, k) for k in range(len(operands))]
+
+
+def unbroadcast(array, shape):
+    """An array summed over what a shape was broadcast along."""
+    array = array.sum(tuple(range(array.ndim - len(shape))))
+    return array.sum(tuple(d for d, n in enumerate(shape) if n == 1), keepdims=True).reshape(shape)
+
+
+class Counted:
+    """A function that knows how often it was called, and with what."""
+
+    def __init__(self, function):
+        self.function = function
+        self.calls = []
+
+    def __call__(self, *args):
+        self.calls.append(args)
+        return self.function(*args)

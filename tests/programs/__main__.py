@@ -1,0 +1,44 @@
+"""Run random programs with PyTorch and with tapegrad, and print those over which they part, shrunk."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import tapegrad
+from tests.programs.generate import generate
+from tests.programs.program import listing
+from tests.programs.shrink import disagreement, shrunk
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.programs", description=__doc__)
+    parser.add_argument("--count", type=int, default=1000, help="programs to run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first one (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=1, help="stop after this many failures (default: %(default)s)")
+    parser.add_argument("--show", action="store_true", help="print every program before it is run")
+    options = parser.parse_args()
+    seen: dict[str, int] = {}
+    for seed in range(options.seed, options.seed + options.count):
+        program = generate(seed)
+        if options.show:
+            print(f"# seed {seed}\n{listing(program)}\n", flush=True)
+        parted = disagreement(program, tapegrad)
+        if parted is None:
+            continue
+        seen[parted.kind] = seen.get(parted.kind, 0) + 1
+        if seen[parted.kind] > 1:
+            continue
+        short = shrunk(program, parted.kind, tapegrad)
+        again = disagreement(short, tapegrad) or parted
+        print(f"# seed {seed}: {again.kind}\n{listing(short)}\n# {again.text}\n".replace("\n# ", "\n\n"), flush=True)
+        if len(seen) >= options.most:
+            break
+    for kind, times in seen.items():
+        print(f"{times:6}  {kind}")
+    print(f"{options.count} programs from seed {options.seed}: {sum(seen.values())} part")
+    return bool(seen)
+
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What users may rely on, whatever module it is made of."""
