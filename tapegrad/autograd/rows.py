@@ -12,7 +12,7 @@ import numpy as np
 from tapegrad import dtypes, errors
 from tapegrad.autograd.attached import attachment
 from tapegrad.engine import structs
-from tapegrad.engine.replay import ROW_COUNT, ROW_FIRST_WORD, ROW_WORDS
+from tapegrad.engine.paths import ROW_COUNT, ROW_FIRST_WORD, ROW_WORDS
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._place import place_back

@@ -6,8 +6,10 @@ ends as soon as nothing is left, however long the tape below.
 """
 
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
-from tapegrad.engine.memory import adopt_storage, allocate, deallocate, drop_orphans
+from tapegrad.engine.memory import allocate, deallocate
+from tapegrad.engine.paths import enter_sweep, leave_sweep, wanted_inputs
 from tapegrad.engine.record import run_kernel, wants_threads
+from tapegrad.engine.settle import settle
 from tapegrad.engine.structs import (
     ADJ_IS_GRAD,
     ADJOINT_OFFSET,
@@ -31,7 +33,6 @@ from tapegrad.engine.structs import (
     ROW_SIZE,
     ROW_VERSIONS_OFFSET,
     SELECT,
-    SETTLE_PYTHON,
     STORE_OFFSET,
     SWEEP_BUSY,
     SWEEP_FREED,
@@ -55,13 +56,12 @@ from tapegrad.engine.structs import (
     memset,
     op_of,
     row_at,
-    row_of,
     shape_of,
     state_at,
     storage_of,
     strides_of,
 )
-from tapegrad.engine.tape import meta_of, nbytes_of, new_buffer, release_saved, reserve_buffer
+from tapegrad.engine.tape import nbytes_of, release_saved
 
 # how a kernel treats an adjoint
 WRITE, ADD, UNWANTED = 1, 0, -1
@@ -78,15 +78,6 @@ def _list_touched(S, k):
         s.touched = k
 
 
-@internal_inline
-def _is_plain_gradient(S, k):
-    # whether the gradient of a leaf is a block that may be added to
-    b = buffer_of(S, k)
-    grad = buffer_of(S, b.grad)
-    plain = layout_of(S, grad.layout).contiguous == grad.layout
-    return plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD
-
-
 @internal_words
 def open_adjoint(S, k):
     """Give buffer `k` an adjoint block if it has none: WRITE if the block is fresh, ADD if it holds something, -9 without memory.
@@ -98,11 +89,14 @@ def open_adjoint(S, k):
     if b.adj:
         return ADD
     # not where Python may run meanwhile, and look at the gradient or replace it
-    if b.producer < 0 and b.grad and not s.selective and not s.attachments and _is_plain_gradient(S, k):
-        b.adj = buffer_of(S, b.grad).data
-        b.flags |= ADJ_IS_GRAD
-        _list_touched(S, k)
-        return ADD
+    if b.producer < 0 and b.grad and not s.selective and not s.attachments:
+        grad = buffer_of(S, b.grad)
+        plain = layout_of(S, grad.layout).contiguous == grad.layout
+        if plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD:
+            b.adj = grad.data
+            b.flags |= ADJ_IS_GRAD
+            _list_touched(S, k)
+            return ADD
     b.adj = allocate(S, nbytes_of(S, b.layout, b.dtype))
     if b.adj == 0:
         return -9
@@ -215,169 +209,6 @@ def accumulate_adjoint(S, k, source):
 
 
 @internal_words
-def wanted_inputs(S, index):
-    """The need mask of a row, less what a selective sweep does not ask for."""
-    s = state_at(S)
-    address = s.rows + index * ROW_SIZE
-    r = row_at(address)
-    need = r.need
-    if s.selective:
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        for k in range(3):
-            if need >> k & 1 and not buffer_of(S, inputs[k]).mark:
-                need &= ~(1 << k)
-        if need & 8:
-            found = False
-            for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark != 0
-            if not found:
-                need &= ~8
-    return need
-
-
-# words of `describe_row`
-ROW_WORDS = 1024
-(
-    ROW_OP,
-    ROW_FLAGS,
-    ROW_SAVED,
-    ROW_NEED,
-    ROW_STALE,
-    ROW_ATTACHED,
-    ROW_OUT,
-    ROW_OUT_META,
-    ROW_IN0,
-    ROW_EXTRA,
-    ROW_COUNT,
-    ROW_FIRST_WORD,
-) = (0, 1, 2, 3, 4, 5, 6, 7, 8, 14, 15, 16)
-
-
-@internal_words
-def describe_row(S, index, block):
-    """Write what Python asks of a row into a block of ROW_WORDS words; the number of words the whole takes.
-
-    Opcode, flags, saved mask, need mask, mask of the held values that were written to since, whether anything is attached to the
-    result, the result and its META, the three operands each with its META, the number of further operands, the number of attribute
-    words after the block's size, and those words.
-    """
-    s = state_at(S)
-    address = s.rows + index * ROW_SIZE
-    r = row_at(address)
-    w = i64(block)
-    out = buffer_of(S, r.out)
-    w[ROW_OP] = r.op
-    w[ROW_FLAGS] = r.flags
-    w[ROW_SAVED] = r.saved
-    w[ROW_NEED] = r.need
-    w[ROW_STALE] = 0
-    w[ROW_ATTACHED] = out.attached
-    w[ROW_OUT] = r.out
-    w[ROW_OUT_META] = meta_of(S, r.out)
-    inputs = i32(address + ROW_INPUTS_OFFSET)
-    versions = i32(address + ROW_VERSIONS_OFFSET)
-    for k in range(3):
-        w[ROW_IN0 + 2 * k] = inputs[k]
-        w[ROW_IN0 + 2 * k + 1] = meta_of(S, inputs[k]) if inputs[k] else 0
-    held = r.saved | r.kept
-    for k in range(4):
-        if held >> k & 1:
-            b = buffer_of(S, r.out if k == 3 else inputs[k])
-            if storage_of(S, b.storage).version != versions[k]:
-                w[ROW_STALE] |= 1 << k
-    w[ROW_EXTRA] = 0
-    w[ROW_COUNT] = 0
-    if r.attr:
-        attributes = i64(r.attr)
-        count = attributes[0] - 1
-        w[ROW_EXTRA] = attributes[1]
-        w[ROW_COUNT] = count - 1
-        if ROW_FIRST_WORD + count - 1 > ROW_WORDS:
-            return ROW_FIRST_WORD + count - 1
-        for k in range(count - 1):
-            w[ROW_FIRST_WORD + k] = attributes[2 + k]
-    return ROW_FIRST_WORD + w[ROW_COUNT]
-
-
-@internal_words
-def mark_paths(S, first, last, bit):
-    """Mark every buffer that rows `first` to `last` compute from one that bears this bit of `mark`."""
-    s = state_at(S)
-    for index in range(first, last + 1):
-        address = s.rows + index * ROW_SIZE
-        r = row_at(address)
-        if r.flags & DEAD:
-            continue
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        found = False
-        for k in range(3):
-            if r.need >> k & 1:
-                found = found or buffer_of(S, inputs[k]).mark & bit != 0
-        if r.need & 8:
-            for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark & bit != 0
-        if found:
-            buffer_of(S, r.out).mark |= bit
-
-
-@internal_words
-def reaches_other_leaf(S, k):
-    """Whether buffer `k` was computed from a leaf that requires grad and is not marked CAPTURE."""
-    s = state_at(S)
-    first = buffer_of(S, k).producer
-    found = 0
-    buffer_of(S, k).mark |= 4
-    for index in range(first, -1, -1):
-        address = s.rows + index * ROW_SIZE
-        r = row_at(address)
-        if r.flags & DEAD or buffer_of(S, r.out).mark & 4 == 0:
-            continue
-        buffer_of(S, r.out).mark &= ~4
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        extra = i64(r.attr)[1] if r.attr and r.need & 8 else 0
-        for q in range(3 + extra):
-            if q < 3 and not r.need >> q & 1:
-                continue
-            operand = inputs[q] if q < 3 else i64(r.attr)[2 + q - 3]
-            b = buffer_of(S, operand)
-            if b.flags & CAPTURE or not b.flags & REQUIRES_GRAD:
-                continue
-            if b.producer < 0:
-                found = 1
-            else:
-                b.mark |= 4
-    buffer_of(S, k).mark &= ~4
-    return found
-
-
-@internal_words
-def clear_marks(S, first, last, bit):
-    """Undo `mark_paths`."""
-    for index in range(first, last + 1):
-        r = row_of(S, index)
-        if not r.flags & DEAD:
-            buffer_of(S, r.out).mark &= ~bit
-
-
-@internal_words
-def find_paths(S, wanted, count, first, last, found):
-    """Write the ids of what rows `first` to `last` compute from `count` wanted buffers to address `found`; how many there are."""
-    for k in range(count):
-        buffer_of(S, i64(wanted)[k]).mark |= 2
-    mark_paths(S, first, last, 2)
-    n = 0
-    for index in range(first, last + 1):
-        r = row_of(S, index)
-        if not r.flags & DEAD and buffer_of(S, r.out).mark & 2:
-            i64(found)[n] = r.out
-            n += 1
-    clear_marks(S, first, last, 2)
-    for k in range(count):
-        buffer_of(S, i64(wanted)[k]).mark &= ~2
-    return n
-
-
-@internal_words
 def free_saved(S, index):
     """Let go of what a row saved: it cannot be differentiated again."""
     address = state_at(S).rows + index * ROW_SIZE
@@ -387,31 +218,6 @@ def free_saved(S, index):
             release_saved(S, address)
         r.saved = 0
         r.flags |= FREED
-
-
-@internal_words
-def enter_sweep(S, retain, selective):
-    """Begin a sweep; rows do not move before `leave_sweep`."""
-    s = state_at(S)
-    s.pending = 0
-    s.touched = 0
-    s.selective = selective
-    s.retain = retain
-    s.hooked = -1
-    s.sweeping += 1
-
-
-@internal_words
-def keep_rows(S):
-    """Have rows not move before `leave_sweep`, for a sweep over tensors."""
-    state_at(S).sweeping += 1
-
-
-@internal_words
-def leave_sweep(S):
-    """A sweep ends."""
-    state_at(S).sweeping -= 1
-    drop_orphans(S)
 
 
 @internal_words
@@ -644,112 +450,6 @@ def sweep(S, start):
         finish_row(S, index)
         index -= 1
     return DONE
-
-
-@internal_words
-def abandon(S, start):
-    """Free every adjoint a failed sweep left behind."""
-    s = state_at(S)
-    for index in range(start, -1, -1):
-        r = row_of(S, index)
-        out = buffer_of(S, r.out)
-        if not r.flags & DEAD and out.adj:
-            deallocate(S, out.adj, nbytes_of(S, out.layout, out.dtype))
-            out.adj = 0
-    while s.touched:
-        b = buffer_of(S, s.touched)
-        s.touched = b.link
-        b.flags &= ~LISTED
-        if b.adj:
-            if b.flags & ADJ_IS_GRAD:
-                b.flags &= ~ADJ_IS_GRAD
-            else:
-                deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
-            b.adj = 0
-    s.pending = 0
-
-
-@internal_words
-def adjoint_buffer(S, k):
-    """Turn the adjoint block of buffer `k` into a buffer of its own; its id, 0 if there is none or no memory."""
-    if buffer_of(S, k).adj == 0 or not reserve_buffer(S):
-        return 0
-    b = buffer_of(S, k)
-    layout = contiguous_of(S, b.layout)
-    storage = adopt_storage(S, b.adj, nbytes_of(S, layout, b.dtype), 0, 0)
-    if storage == 0:
-        return 0
-    b = buffer_of(S, k)
-    data = b.adj
-    b.adj = 0
-    return new_buffer(S, storage, data, layout, b.dtype)
-
-
-@internal_words
-def settle(S):
-    """Hand the adjoints of leaves and retained buffers over to their gradients: DONE, SWEEP_MEMORY, or SETTLE_PYTHON to have
-    the adjoint of the buffer in ``fault`` added to its gradient.
-
-    Buffers marked CAPTURE keep their adjoint for `adjoint_buffer`.
-    """
-    s = state_at(S)
-    enough = True
-    while s.touched:
-        k = s.touched
-        b = buffer_of(S, k)
-        s.touched = b.link
-        b.flags &= ~LISTED
-        if b.adj == 0:
-            continue
-        if b.flags & CAPTURE:
-            continue
-        if b.attached and b.producer < 0:
-            s.fault = k
-            return SETTLE_PYTHON
-        if b.flags & ADJ_IS_GRAD:
-            b.flags &= ~ADJ_IS_GRAD
-            b.adj = 0
-            grad = buffer_of(S, b.grad)
-            storage_of(S, grad.storage).version += 1
-        elif b.grad == 0:
-            g = adjoint_buffer(S, k)
-            buffer_of(S, k).grad = g
-            enough = enough and g != 0
-        elif b.producer < 0 and _is_plain_gradient(S, k) and _can_move(S, b.dtype):
-            grad = buffer_of(S, b.grad)
-            _accumulate(S, b.adj, grad.data, layout_of(S, grad.layout).elements, b.dtype, ADD)
-            storage_of(S, grad.storage).version += 1
-            deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
-            b.adj = 0
-        else:
-            s.fault = k
-            return SETTLE_PYTHON
-    return DONE if enough else SWEEP_MEMORY
-
-
-@internal_words
-def adjoint_drop(S, k):
-    """Forget the adjoint of a result whose row is next, before it is given another one."""
-    b = buffer_of(S, k)
-    deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
-    b.adj = 0
-    state_at(S).pending -= 1
-
-
-@internal_words
-def adjoint_copy(S, k):
-    """A new buffer with a copy of the adjoint of buffer `k`; 0 without memory."""
-    if not reserve_buffer(S):
-        return 0
-    b = buffer_of(S, k)
-    layout = contiguous_of(S, b.layout)
-    size = nbytes_of(S, layout, b.dtype)
-    block = allocate(S, size)
-    if block == 0:
-        return 0
-    memcpy(block, b.adj, size)
-    storage = adopt_storage(S, block, size, 0, 0)
-    return new_buffer(S, storage, block, layout, b.dtype)
 
 
 @internal_words
