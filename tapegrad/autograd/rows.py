@@ -18,16 +18,26 @@ from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS, Op
 from tapegrad.ops.convert import clone
-from tapegrad.tensor import Size, Tensor, layout_facts, wrap
+from tapegrad.tensor import Size, Tensor, layout_facts, leaves, wrap
 
 _S = rt.S
 _FIELDS = ("in0", "in1", "in2")
 
 
 class RowOp(Op):
-    """An op whose derivative depends on what is attached to its row."""
+    """An op whose derivative depends on what is attached to its row.
 
-    def parts(self, row: Row, g: Tensor, need: int) -> Sequence[Tensor | None]:
+    Attributes:
+        part_of_node: to users its rows belong to the node of their operand.
+    """
+
+    part_of_node = False
+
+    def arrived(self, row: Row, g: Tensor) -> Sequence[Tensor | None]:
+        """The adjoints of all its results, of which `g` is that of the row's."""
+        return (g,)
+
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> Sequence[Tensor | None]:
         """What it adds to the adjoint of each of the row's `operands`."""
         raise NotImplementedError
 
@@ -54,7 +64,7 @@ class Row(NamedTuple):
     words: list[int]
     saved: int
     flags: int
-    wanted: int  # mask of the operands whose adjoint the sweep under way asks for
+    need: int  # mask of the operands that gradients flow on to
     stale: int  # mask of the values it holds that were written to since
     attached: bool  # whether anything is attached to the result
     meta: int  # of the result
@@ -71,7 +81,7 @@ def read_row(index: int) -> Row:
 
 
 def _row(index: int, words: list[int]) -> Row:
-    code, flags, saved, wanted, stale, attached, out, meta, a, ma, b, mb, c, mc, extra = words[:ROW_COUNT]
+    code, flags, saved, need, stale, attached, out, meta, a, ma, b, mb, c, mc, extra = words[:ROW_COUNT]
     first = ROW_FIRST_WORD + extra
     return Row(
         index,
@@ -82,7 +92,7 @@ def _row(index: int, words: list[int]) -> Row:
         words[first:],
         saved,
         flags,
-        wanted,
+        need,
         stale,
         bool(attached),
         meta,
@@ -133,6 +143,13 @@ def handle(k: int) -> Tensor:
     return made
 
 
+def leaf(k: int) -> Tensor:
+    """The tensor of a leaf: the user's own one if that still is."""
+    known = leaves.get(k)
+    t = known() if known is not None else None
+    return t if t is not None and t._id == k else handle(k)
+
+
 def operands(row: Row) -> tuple[int, ...]:
     """Ids of all operands of a row, 0 where absent or not kept."""
     return (*row.inputs, *row.extra)
@@ -141,7 +158,8 @@ def operands(row: Row) -> tuple[int, ...]:
 def operand_places(row: Row) -> list[int]:
     """Where in `operands` the row's operands stand, as users count them."""
     inline = getattr(row.op, "arity", 0) or len(getattr(row.op, "inputs", ())) or sum(1 for k in row.inputs if k)
-    return [*range(0 if row.extra else inline), *range(3, 3 + len(row.extra))]
+    differentiable = int(rt.ops[row.op.code]["differentiable"])
+    return [*(p for p in range(inline) if differentiable >> p & 1), *range(3, 3 + len(row.extra))]
 
 
 def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
@@ -152,7 +170,7 @@ def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     found: list[Tensor | None] = []
     for position, k in enumerate((*row.inputs, row.out)):
         if packed and position in packed:
-            value = _unpacked(*packed[position])
+            value = unpacked(*packed[position], shape_of(k), dtype_of(k))
             found.append(_at_place_of(value, k) if connected else value)
         elif saved >> position & 1:
             value = handle(k)
@@ -162,13 +180,18 @@ def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     return found
 
 
-def _unpacked(value: Any, unpack: Callable) -> Tensor:
+def unpacked(value: Any, unpack: Callable, shape: Size, dtype: dtypes.dtype) -> Tensor:
+    """What an unpack hook gives back for a saved value.
+
+    Raises:
+        TypeError, RuntimeError: if that is no tensor of the value's shape and kind.
+    """
     made = unpack(value)
     if not isinstance(made, Tensor):
-        raise TypeError(
-            f"Output of saved tensor unpack_hook expected to be a Tensor but got result of type {type(made)}"
-        )
-    return made
+        raise TypeError(errors.UNPACKED_TYPE.format(type(made).__name__))
+    if made.shape != shape or made.dtype.category != dtype.category:
+        raise RuntimeError(errors.UNPACKED_LIKE.format(dtype, list(shape), made.dtype, list(made.shape)))
+    return made.to(dtype)
 
 
 def _at_place_of(value: Tensor, k: int) -> Tensor:
@@ -180,20 +203,22 @@ def _at_place_of(value: Tensor, k: int) -> Tensor:
     return made
 
 
-def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[Tensor | None]:
+def parts_of(row: Row, arrived: Sequence[Tensor | None], need: int, connected: bool) -> list[Tensor | None]:
     """What a row adds to the adjoint of each of its `operands`, in its shape and dtype; None where nothing is wanted.
 
     Args:
         row: the row.
-        g: the adjoint of its result.
+        arrived: the adjoint of its result, of several for a user's function; None where there is none.
         need: mask of operands to answer for.
         connected: whether the parts depend on the saved values too.
     """
-    op = row.op
-    if op.kind == structs.VIEW:
-        return [place_back(g, row.words, layout_facts(row.metas[0] >> 16)[0])]
+    op, g = row.op, arrived[0]
     if isinstance(op, RowOp):
-        parts = op.parts(row, g, need)
+        parts = op.parts(row, arrived, need)
+    elif g is None:
+        return []
+    elif op.kind == structs.VIEW:
+        return [place_back(g, row.words, layout_facts(row.metas[0] >> 16)[0])]
     else:
         parts = op.reverse(g, need, saved_values(row, connected), row.words)
     found: list[Tensor | None] = []

@@ -124,7 +124,9 @@ def share_leaf(S, a, own_version):
     A = buffer_of(S, a)
     k = new_buffer(S, storage, A.data, A.layout, A.dtype)
     A = buffer_of(S, a)
-    buffer_of(S, k).flags = A.flags & INFERENCE
+    K = buffer_of(S, k)
+    K.flags = A.flags & INFERENCE
+    K.stamp = storage_of(S, storage).graph_version
     if A.flags & state_at(S).trace_mask and own_version != 2:
         if not reserve_row(S):
             release(S, k)

@@ -25,7 +25,7 @@ ROW_WORDS = 1024
     ROW_OP,
     ROW_FLAGS,
     ROW_SAVED,
-    ROW_WANTED,
+    ROW_NEED,
     ROW_STALE,
     ROW_ATTACHED,
     ROW_OUT,
@@ -59,8 +59,8 @@ def wanted_inputs(S, index):
 
 
 @internal_words
-def mark_paths(S, first, last):
-    """Mark every buffer that rows `first` to `last` compute from a marked one."""
+def mark_paths(S, first, last, bit):
+    """Mark every buffer that rows `first` to `last` compute from one that bears this bit of `mark`."""
     s = state_at(S)
     for index in range(first, last + 1):
         address = s.rows + index * ROW_SIZE
@@ -71,21 +71,39 @@ def mark_paths(S, first, last):
         found = False
         for k in range(3):
             if r.need >> k & 1:
-                found = found or buffer_of(S, inputs[k]).mark != 0
+                found = found or buffer_of(S, inputs[k]).mark & bit != 0
         if r.need & 8:
             for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark != 0
+                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark & bit != 0
         if found:
-            buffer_of(S, r.out).mark = 1
+            buffer_of(S, r.out).mark |= bit
 
 
 @internal_words
-def clear_marks(S, first, last):
+def clear_marks(S, first, last, bit):
     """Undo `mark_paths`."""
     for index in range(first, last + 1):
         r = row_of(S, index)
         if not r.flags & DEAD:
-            buffer_of(S, r.out).mark = 0
+            buffer_of(S, r.out).mark &= ~bit
+
+
+@internal_words
+def find_paths(S, wanted, count, first, last, found):
+    """Write the ids of what rows `first` to `last` compute from `count` wanted buffers to address `found`; how many there are."""
+    for k in range(count):
+        buffer_of(S, i64(wanted)[k]).mark |= 2
+    mark_paths(S, first, last, 2)
+    n = 0
+    for index in range(first, last + 1):
+        r = row_of(S, index)
+        if not r.flags & DEAD and buffer_of(S, r.out).mark & 2:
+            i64(found)[n] = r.out
+            n += 1
+    clear_marks(S, first, last, 2)
+    for k in range(count):
+        buffer_of(S, i64(wanted)[k]).mark &= ~2
+    return n
 
 
 @internal_words
@@ -94,13 +112,13 @@ def reaches_other_leaf(S, k):
     s = state_at(S)
     first = buffer_of(S, k).producer
     found = 0
-    buffer_of(S, k).mark = 1
+    buffer_of(S, k).mark |= 4
     for index in range(first, -1, -1):
         address = s.rows + index * ROW_SIZE
         r = row_at(address)
-        if r.flags & DEAD or buffer_of(S, r.out).mark == 0:
+        if r.flags & DEAD or buffer_of(S, r.out).mark & 4 == 0:
             continue
-        buffer_of(S, r.out).mark = 0
+        buffer_of(S, r.out).mark &= ~4
         inputs = i32(address + ROW_INPUTS_OFFSET)
         extra = i64(r.attr)[1] if r.attr and r.need & 8 else 0
         for q in range(3 + extra):
@@ -113,8 +131,8 @@ def reaches_other_leaf(S, k):
             if b.producer < 0:
                 found = 1
             else:
-                b.mark = 1
-    buffer_of(S, k).mark = 0
+                b.mark |= 4
+    buffer_of(S, k).mark &= ~4
     return found
 
 
@@ -122,7 +140,7 @@ def reaches_other_leaf(S, k):
 def describe_row(S, index, block):
     """Write what Python asks of a row into a block of ROW_WORDS words; the number of words the whole takes.
 
-    Opcode, flags, saved mask, wanted inputs, mask of the held values that were written to since, whether anything is attached to the
+    Opcode, flags, saved mask, need mask, mask of the held values that were written to since, whether anything is attached to the
     result, the result and its META, the three operands each with its META, the number of further operands, the number of attribute
     words after the block's size, and those words.
     """
@@ -134,7 +152,7 @@ def describe_row(S, index, block):
     w[ROW_OP] = r.op
     w[ROW_FLAGS] = r.flags
     w[ROW_SAVED] = r.saved
-    w[ROW_WANTED] = wanted_inputs(S, index)
+    w[ROW_NEED] = r.need
     w[ROW_STALE] = 0
     w[ROW_ATTACHED] = out.attached
     w[ROW_OUT] = r.out
@@ -165,11 +183,9 @@ def describe_row(S, index, block):
 
 
 @internal_words
-def enter_sweep(S, retain, selective, block):
-    """Begin a sweep inside or outside of others, whose state is saved in a block of five words."""
+def enter_sweep(S, retain, selective):
+    """Begin a sweep; rows do not move before `leave_sweep`."""
     s = state_at(S)
-    w = i64(block)
-    w[0], w[1], w[2], w[3], w[4] = s.pending, s.touched, s.selective, s.retain, s.hooked
     s.pending = 0
     s.touched = 0
     s.selective = selective
@@ -179,10 +195,13 @@ def enter_sweep(S, retain, selective, block):
 
 
 @internal_words
-def leave_sweep(S, block):
-    """End a sweep that `enter_sweep` began."""
-    s = state_at(S)
-    w = i64(block)
-    s.pending, s.touched, s.selective, s.retain, s.hooked = w[0], w[1], w[2], w[3], w[4]
-    s.sweeping -= 1
+def keep_rows(S):
+    """Have rows not move before `leave_sweep`, for a sweep over tensors."""
+    state_at(S).sweeping += 1
+
+
+@internal_words
+def leave_sweep(S):
+    """A sweep ends."""
+    state_at(S).sweeping -= 1
     drop_orphans(S)

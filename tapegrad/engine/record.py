@@ -66,6 +66,7 @@ from tapegrad.engine.structs import (
 from tapegrad.engine.tape import (
     commit_row,
     free_block,
+    move_grad,
     new_buffer,
     release,
     reserve_buffer,
@@ -218,7 +219,7 @@ def record(S, op, a, b, c):
             return SELF_OVERLAP
         if (b and _overlaps_partly(S, a, b)) or (c and _overlaps_partly(S, a, c)):
             return PARTIAL_OVERLAP
-        if saved & 1:
+        if saved & 1 or ((need or traced) and s.watched):
             return NEEDS_OLD_VALUE
         if traced and (not A.flags & TRACED or i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
             return NEEDS_OLD_VALUE
@@ -255,8 +256,8 @@ def record(S, op, a, b, c):
         if need or traced:
             shared.refs += 1
             out = new_buffer(S, storage, A.data, la, dtype)
-            O = buffer_of(S, out)
-            O.flags = buffer_of(S, a).flags & IS_VIEW
+            buffer_of(S, out).flags = buffer_of(S, a).flags & IS_VIEW
+            move_grad(S, a, out)
         r.out = out
         run_kernel(S, kernel, row, items, work)
         shared = storage_of(S, storage)

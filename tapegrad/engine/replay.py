@@ -6,8 +6,8 @@ ends as soon as nothing is left, however long the tape below.
 """
 
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
-from tapegrad.engine.memory import allocate, deallocate, drop_orphans
-from tapegrad.engine.paths import wanted_inputs
+from tapegrad.engine.memory import allocate, deallocate
+from tapegrad.engine.paths import enter_sweep, leave_sweep, wanted_inputs
 from tapegrad.engine.record import run_kernel, wants_threads
 from tapegrad.engine.settle import settle
 from tapegrad.engine.structs import (
@@ -88,7 +88,8 @@ def open_adjoint(S, k):
     b = buffer_of(S, k)
     if b.adj:
         return ADD
-    if b.producer < 0 and b.grad and not s.selective and not b.attached:
+    # not where Python may run meanwhile, and look at the gradient or replace it
+    if b.producer < 0 and b.grad and not s.selective and not s.attachments:
         grad = buffer_of(S, b.grad)
         plain = layout_of(S, grad.layout).contiguous == grad.layout
         if plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD:
@@ -461,18 +462,12 @@ def sweep_from(S, k, source, retain):
     s = state_at(S)
     if s.sweeping:
         return SWEEP_BUSY
-    s.sweeping = 1
-    s.pending = 0
-    s.touched = 0
-    s.selective = 0
-    s.retain = retain
-    s.hooked = -1
+    enter_sweep(S, retain, 0)
     if not seed(S, k, source):
         return SWEEP_MEMORY
     outcome = sweep(S, buffer_of(S, k).producer)
     if outcome == DONE:
         outcome = settle(S)
         if outcome == DONE:
-            s.sweeping = 0
-            drop_orphans(S)
+            leave_sweep(S)
     return outcome

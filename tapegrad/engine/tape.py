@@ -11,11 +11,13 @@ import numpy as np
 from tapegrad.engine.layout import intern
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, release_storage
 from tapegrad.engine.structs import (
+    ADJ_IS_GRAD,
     BUFFER_SIZE,
     DEAD,
     IS_VIEW,
     LAYOUT_SIZE,
     REQUIRES_GRAD,
+    RETAIN_GRAD,
     ROW_INPUTS_OFFSET,
     ROW_SIZE,
     ROW_VERSIONS_OFFSET,
@@ -24,7 +26,6 @@ from tapegrad.engine.structs import (
     TRACED_ROW,
     USER_FLAGS,
     buffer_of,
-    call_kernel,
     i32,
     i64,
     internal_inline,
@@ -34,7 +35,6 @@ from tapegrad.engine.structs import (
     malloc,
     memcpy,
     memset,
-    raise_in_thread,
     realloc,
     row_at,
     row_of,
@@ -174,6 +174,7 @@ def bury(S):
         if b.attached:
             release_storage(S, b.attached)
             b.attached = 0
+            s.attachments -= 1
         b.flags = 0
         b.data = 0
         b.refs = 0
@@ -256,8 +257,7 @@ def reserve_row(S):
 def commit_row(S, address, need, saved, traced):
     """Make the row at the tape's end part of the tape: it keeps what its backward names, and its operands' identity.
 
-    A traced row keeps all of its operands and its result, to be run again. Nothing may follow in the caller: a watcher may
-    record more.
+    A traced row keeps all of its operands and its result, to be run again.
     """
     s = state_at(S)
     r = row_at(address)
@@ -295,11 +295,6 @@ def commit_row(S, address, need, saved, traced):
         out.flags |= REQUIRES_GRAD
     out.flags |= traced
     s.row_count += 1
-    if s.watcher:
-        call_kernel(s.watcher, S, s.row_count - 1, r.out, 0)
-        if s.watch_error:
-            raise_in_thread(s.watch_thread, s.watch_error)
-            s.watch_error = 0
 
 
 @internal_words
@@ -404,6 +399,23 @@ def retain(S, k):
 
 
 @internal_words
+def retain_place(S, k):
+    """Have buffer `k` keep its place in the graph, whether its elements are needed or not."""
+    buffer_of(S, k).refs += 1
+
+
+@internal_words
+def release_place(S, k):
+    """Undo `retain_place`. Returns 1 if foreign owners wait in `orphans`."""
+    s = state_at(S)
+    _drop(S, k)
+    if s.dying:
+        bury(S)
+        settle_rows(S)
+    return 1 if s.orphans else 0
+
+
+@internal_words
 def set_flag(S, k, flag, value):
     """Set or clear one flag of buffer `k`."""
     b = buffer_of(S, k)
@@ -419,6 +431,7 @@ def attach(S, k, owner):
     storage = adopt_storage(S, 0, 0, owner, 0)
     if storage:
         buffer_of(S, k).attached = storage
+        state_at(S).attachments += 1
     return storage != 0
 
 
@@ -433,10 +446,30 @@ def set_grad(S, k, grad):
     """Make buffer `grad` (0: none) the gradient of buffer `k`, which takes over the caller's handle on it."""
     b = buffer_of(S, k)
     old = b.grad
+    if b.flags & ADJ_IS_GRAD:
+        # a sweep that is adding to the old gradient goes on in a block of its own
+        size = nbytes_of(S, b.layout, b.dtype)
+        block = allocate(S, size)
+        if block == 0:
+            return
+        memcpy(block, b.adj, size)
+        b.adj = block
+        b.flags &= ~ADJ_IS_GRAD
     b.grad = grad
     if old:
         release_handle(S, old)
         bury(S)
+
+
+@internal_words
+def move_grad(S, old, new):
+    """Let the gradient that the user keeps of a tensor follow it from buffer `old` to `new`, its value after an in-place write."""
+    a = buffer_of(S, old)
+    b = buffer_of(S, new)
+    b.flags |= a.flags & RETAIN_GRAD
+    a.flags &= ~RETAIN_GRAD
+    b.grad = a.grad
+    a.grad = 0
 
 
 @internal_words
