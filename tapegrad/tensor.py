@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,9 @@ _TRACKED = IS_VIEW << 8
 
 # (Size, strides, contiguous) by layout id
 _layouts: dict[int, tuple[Size, tuple[int, ...], bool]] = {}
+
+# by buffer id, the tensor that was last made a leaf with that id; it may have died, or moved on
+leaves: dict[int, weakref.ref[Tensor]] = {}
 
 
 def layout_facts(layout: int) -> tuple[Size, tuple[int, ...], bool]:
@@ -261,6 +265,7 @@ class Tensor:
         if requires_grad and self._flags() & INFERENCE and not rt.mode_of_thread(_S) & INFERENCE_MODE:
             raise RuntimeError("Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.")
         rt.set_flag(_S, self._id, REQUIRES_GRAD, bool(requires_grad))
+        leaves[self._id] = weakref.ref(self)
         return self
 
     @property
@@ -285,9 +290,9 @@ class Tensor:
         self._flags()
         if rt.look(_S, self._id, LOOK_NODE) < 0:
             return None
-        from tapegrad.autograd.graph import Node
+        from tapegrad.autograd.graph import node_of
 
-        return Node(self._id)
+        return node_of(self._id)
 
     @property
     def grad(self) -> Tensor | None:
@@ -304,6 +309,7 @@ class Tensor:
             pass
         rt.retain(_S, k)
         self._grad = g = wrap(k)
+        g._root = g._where = None
         return g
 
     @grad.setter
@@ -360,13 +366,14 @@ class Tensor:
             rt.set_flag(_S, self._id, REQUIRES_GRAD, 0)
             return self
         # what was computed from this tensor keeps its way back through the old place
-        old, grad = self._id, rt.look(_S, self._id, LOOK_GRAD)
-        self._id = check_id(rt.share_leaf(_S, old, 0))
-        if grad:
-            rt.retain(_S, grad)
-            rt.set_grad(_S, self._id, grad)
-        rt.release(_S, old)
+        self._move_to(check_id(rt.share_leaf(_S, self._id, 0)))
         return self
+
+    def _move_to(self, k: int) -> None:
+        """Stand for buffer `k` from now on, whose handle is taken over; its gradient and the wish for one go along."""
+        rt.move_grad(_S, self._id, k)
+        rt.release(_S, self._id)
+        self._id = k
 
     @property
     def data(self) -> Tensor:
@@ -491,7 +498,7 @@ class Tensor:
         return format_tensor(
             self._memory_array(),
             requires_grad=self.requires_grad,
-            grad_fn_name=node.name() if node is not None else None,
+            grad_fn_name=type(node).__name__ if node is not None else None,
             default_dtype=dtypes.get_default_dtype().numpy,
         )
 

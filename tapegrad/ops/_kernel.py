@@ -208,13 +208,14 @@ class KernelOp(Op):
 class _FilledOp(Op):
     # an input that a traced operation filled, as another result of it
     def __init__(self) -> None:
-        def filled():
+        def filled() -> None:
             """What an operation filled beside its result."""
 
         super().__init__(filled, structs.PYTHON, None, None)
 
 
 filled_op = _FilledOp()
+filled_op.covered_by = "max"
 
 
 def _record_filled(result: Tensor, filled: Tensor | None) -> None:
@@ -330,8 +331,3 @@ class ReductionOp(KernelOp):
         """
         head = [rt.layout(tuple(kept)), *(struct_bits(float(p)) for p in parameters)]
         return self.launch(inputs, shape, dtype, [*head, *words], items, work)
-
-
-def reduction_op(**options: Any) -> Callable[[Callable], ReductionOp]:
-    """Declare a reduction (see `ReductionOp`)."""
-    return lambda function: ReductionOp(function, **options)

@@ -3,6 +3,7 @@ what is saved, and the tests."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import struct
 import types
@@ -454,17 +455,25 @@ class Pointwise(Op):
 
     def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> list[Tensor | None]:
         """The declared derivative run over tensors."""
+        values = (*kept, g)
+        parts: list[Tensor | None] = [None] * self.arity
+        for slot, partial, places in self._partials_over_tensors:
+            if need >> slot & 1:
+                part = partial(*[values[p] for p in places])
+                parts[slot] = part if isinstance(part, Tensor) else constant(part, g.dtype)
+        return parts
+
+    @functools.cached_property
+    def _partials_over_tensors(self) -> list[tuple[int, Callable, list[int]]]:
+        # slot, function, and where its arguments stand among the saved values and the adjoint
         from tapegrad.ops._over_tensors import partial_over_tensors
 
         assert self.derivative is not None
-        values = dict(zip([*self.parameters, "out"], [*kept[: self.arity], kept[3]], strict=True)) | {"g": g}
-        parts: list[Tensor | None] = [None] * self.arity
-        for slot, used in self.partial_uses().items():
-            if need >> slot & 1:
-                partial = partial_over_tensors(self.derivative, self._positions[slot])
-                part = partial(*(values[n] for n in used))
-                parts[slot] = part if isinstance(part, Tensor) else constant(part, g.dtype)
-        return parts
+        place = {n: k for k, n in enumerate(self.parameters)} | {"out": 3, "g": 4}
+        return [
+            (slot, partial_over_tensors(self.derivative, self._positions[slot]), [place[n] for n in used])
+            for slot, used in self.partial_uses().items()
+        ]
 
     # calls
 

@@ -199,11 +199,15 @@ def rebuild(view: Tensor, base: Tensor, shown: Tensor | None = None) -> None:
     offset = (data - base_data) // view.itemsize
     target = rt.strided_layout(where.shape, where.strides)
     base._refresh()
-    k = rt.record_view(_S, as_strided_op.code, base._id, layout, offset, target, where.offset)
+    # it was taken while recording, whatever the mode it is used in
+    mode = rt.set_mode(_S, 0)
+    try:
+        k = rt.record_view(_S, as_strided_op.code, base._id, layout, offset, target, where.offset)
+    finally:
+        rt.set_mode(_S, mode)
     if k <= 0:
         raise MemoryError("no memory for a view")
-    rt.release(_S, view._id)
-    view._id = k & ~structs.TRACKED_VIEW
+    view._move_to(k & ~structs.TRACKED_VIEW)
 
 
 def check_view_may_be_written(view: Tensor) -> None:

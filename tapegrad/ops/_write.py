@@ -91,6 +91,12 @@ def _records(target: Tensor, others: Sequence[Any]) -> bool:
     return not rt.mode_of_thread(_S) and any(t.requires_grad for t in tensors)
 
 
+def check_no_overlap(target: Tensor) -> None:
+    """Refuse a write to a tensor whose elements share memory."""
+    if target.numel() and any(s == 0 and n > 1 for s, n in zip(target.stride(), target.shape, strict=True)):
+        raise RuntimeError(errors.SELF_OVERLAP)
+
+
 def _check_leaf(target: Tensor) -> None:
     if not rt.mode_of_thread(_S) and target.requires_grad and rt.look(_S, target._id, LOOK_NODE) < 0:
         raise RuntimeError(errors.LEAF_IN_PLACE)
@@ -130,8 +136,7 @@ def assign(
         raise RuntimeError(errors.INFERENCE_WRITTEN)
     if flags & structs.NO_GRAD_VIEW and not rt.mode_of_thread(_S):
         raise RuntimeError(errors.NO_GRAD_VIEW_WRITTEN)
-    if any(s == 0 and n > 1 for s, n in zip(target.stride(), shape, strict=True)):
-        raise RuntimeError(errors.SELF_OVERLAP)
+    check_no_overlap(target)
     if not records:
         result = value if value is not None else wrap(op.run(operands))  # type: ignore[union-attr]
         copy_elements(target, result)
@@ -157,7 +162,8 @@ def assign(
     if view:
         tell_base(target, result)
     else:
-        target._id, result._id = result._id, target._id
+        rt.retain(_S, result._id)
+        target._move_to(result._id)
     return target
 
 
@@ -185,6 +191,5 @@ def tell_base(view: Tensor, written: Tensor) -> None:
     k = check_id(rt.share_leaf(_S, old, 2))
     attributes = rt.attributes(0, rt.strided_layout(where.shape, where.strides), where.offset)
     rt.record_on(_S, copy_slices.code, k, old, written._id, 0, attributes)
-    base._id = k
-    rt.release(_S, old)
+    base._move_to(k)
     rebuild(view, base, written)

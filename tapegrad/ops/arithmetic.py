@@ -449,11 +449,9 @@ def nan_to_num(input: Tensor, nan: float = 0.0, posinf: float | None = None, neg
 
 def xlogy(input: Any, other: Tensor) -> Tensor:
     r""":math:`x \ln y`, zero where :math:`x` is zero."""
-    product = input * pw.log(other)
-    zero = pw.eq(input, 0) if isinstance(input, Tensor) else None
-    if zero is None:
-        return product if input != 0 else product * 0
-    return where(zero & ~pw.isnan(other), 0.0, product)
+    # only an infinite or undefined logarithm needs replacing, so that a zero has its derivative by x
+    replaced = (other <= 0) | (other == float("inf"))
+    return input * where((input == 0) & replaced, 0.0, pw.log(other))
 
 
 def heaviside(input: Tensor, values: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out
     """Tensors joined along a dimension they have.
 
     Args:
-        tensors: of equal extents in the other dimensions; 1-D tensors without elements are skipped.
+        tensors: of equal extents in the other dimensions; 1-D tensors without elements among others are skipped.
         dim: the dimension.
         axis: another name for `dim`.
         out: a tensor to write the result to.
@@ -247,7 +247,8 @@ def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out
     for position, t in enumerate(given):
         if t.ndim == 0:
             raise RuntimeError(f"zero-dimensional tensor (at position {position}) cannot be concatenated")
-    numbered = [(k, t) for k, t in enumerate(given) if t.shape != (0,)]
+    lines = all(t.ndim == 1 for t in given)
+    numbered = [(k, t) for k, t in enumerate(given) if lines or t.shape != (0,)]
     kept = [t for _, t in numbered]
     if len(kept) != len(given):
         common = _promoted(given)[0].dtype

@@ -11,6 +11,7 @@ from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._kernel import KernelOp, kernel_op
+from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import (
     gather_along,
     gathering,
@@ -136,6 +137,7 @@ def gather_op(op, x, dim, index):
     return _picked(op, x, dim, index)
 
 
+@reads_values
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """Elements picked along a dimension: ``out[i][j] = input[index[i][j]][j]`` for ``dim=0``.
 
@@ -156,6 +158,7 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     return gather_op(input, *_check_along("gather", input, dim, index))
 
 
+@reads_values
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """`gather` with broadcasting; without `dim` from the flattened tensor."""
     check_tensor("take_along_dim", input)
@@ -229,6 +232,7 @@ def gather_from(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
     return gather_op(g, words[0], index)
 
 
+@reads_values
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None) -> Tensor:
     """A copy with elements of `src` written along a dimension: ``out[index[i][j]][j] = src[i][j]`` for ``dim=0``.
 
@@ -255,6 +259,7 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
     return _scatter_number(input, d, index, constant(source, input.dtype))
 
 
+@reads_values
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy with elements of `src` added along a dimension; see `scatter`.
 
@@ -284,6 +289,7 @@ def select_rows(op, x, dim, index):
     return take_rows(op, x, index, dim, dim + 1, (*x.shape[:dim], index.numel(), *x.shape[dim + 1 :]))
 
 
+@reads_values
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The given places of a dimension.
 
@@ -320,6 +326,7 @@ def look_up(op, weight, index, padding_idx):
     return take_rows(op, weight, index, 0, 1, (*index.shape, *weight.shape[1:]), padding_idx)
 
 
+@reads_values
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """Rows of `weight` looked up by number.
 
@@ -357,6 +364,7 @@ def take_op(op, x, index):
     return take_rows(op, x, index, 0, x.ndim, index.shape)
 
 
+@reads_values
 def take(input: Tensor, index: Tensor) -> Tensor:
     """Elements of the flattened tensor, in the shape of the index.
 
@@ -423,6 +431,7 @@ def _put_along(name: str, op: KernelOp, x: Tensor, dim: int, index: Any, source:
     return op(x, d, index, source)
 
 
+@reads_values
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
     """A copy with the rows of `source`, times `alpha`, added to the given places of a dimension."""
     if alpha != 1:
@@ -430,11 +439,13 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     return _put_along("index_add", _add_rows, input, dim, index, source)
 
 
+@reads_values
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy with the rows of `source` written to the given places of a dimension."""
     return _put_along("index_copy", _copy_rows, input, dim, index, source)
 
 
+@reads_values
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy with one value at the given places of a dimension."""
     return _put_along("index_fill", _fill_rows, input, dim, index, value)

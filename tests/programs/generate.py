@@ -9,13 +9,32 @@ from typing import Any
 
 import torch
 
-from tests.programs.program import Failure, Outside, Reference, Step, ends
+from tests.programs.program import Failure, Outside, Reference, Step, stops_half_way
 
 FEWEST, MOST = 5, 30  # statements of a program
 ERRORS_KEPT = 0.15  # of the statements that raise
 
 # What cannot be differentiated twice yet: statements with these stay out of programs with create_graph=True.
-ONCE_ONLY: tuple[str, ...] = ()
+ONCE_ONLY = (
+    "int64",
+    "bool",
+    "masked",
+    "> ",
+    "loss",
+    "softmax",
+    "cum",
+    "sort",
+    "repeat",
+    "tile",
+    "prod",
+    "norm",
+    "floor",
+    ".max(",
+    ".min(",
+)
+
+# What saves a number that PyTorch keeps aside: these statements go into programs whose graphs are all retained.
+SAVES_A_NUMBER = ("alpha=", "lerp", "fmod(", "remainder(", "addcmul", "addcdiv")
 
 
 class Generator:
@@ -28,6 +47,7 @@ class Generator:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.twice = self.chance(0.3)
+        self.retains = self.chance(0.3)
         self.extents = self.random.choices((0, 1, 2, 3, 4), (1, 3, 8, 8, 3), k=2)
         self.steps: list[Step] = []
         self.reference = Reference(torch)
@@ -58,6 +78,8 @@ class Generator:
         """Add a statement, unless PyTorch's answer speaks against it."""
         if step is None or (self.twice and any(name in step.form for name in ONCE_ONLY)):
             return
+        if not self.retains and any(name in step.form for name in SAVES_A_NUMBER):
+            return
         if self.no_grad:
             self.no_grad -= 1
             step = step._replace(no_grad=True)
@@ -70,7 +92,7 @@ class Generator:
             if not self.chance(ERRORS_KEPT):
                 self._replay()
                 return
-            self.ended = ends(step, failure)
+            self.ended = stops_half_way(failure)
         self.steps.append(step)
 
     def _replay(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,13 +43,13 @@ SMOOTH = """
 ({0}.tanh() * 0.9).acos() | ({0}.tanh() * 0.9).atanh() | ({0}.square() + 1.1).acosh() | {0}.exp2() | ({0}.square() + 1).log2()
 ({0}.square() + 1).log10() | {0} + 0.3 | 2.5 - {0} | {0} * 1.7 | {0} / 1.5 | ({0} * {0} + 0.5) ** 1.5 | 0.4 - {0} * 2
 tg.nn.functional.gelu({0}) | tg.nn.functional.silu({0}) | tg.nn.functional.softplus({0}) | tg.nn.functional.mish({0})
-tg.nn.functional.logsigmoid({0}) | tg.rad2deg({0} * 0.1) | {0}.rsub(1.5) | {0}.add(0.5, alpha=2) | {0}.double()
+tg.nn.functional.logsigmoid({0}) | tg.rad2deg({0} * 0.1) | tg.rsub({0}, 1.5) | {0}.add(0.5, alpha=2) | {0}.double()
 """
 BENT = """
 {0}.abs() | {0}.relu() | {0}.clamp(-0.5, 0.8) | {0}.clamp(min=0.1) | {0}.clamp_max(0.7) | {0}.floor() | {0}.ceil() | {0}.sign()
 {0}.round() | {0}.trunc() | {0}.frac() | tg.nn.functional.leaky_relu({0}, 0.1) | tg.nn.functional.elu({0}) | {0}.fmod(0.7)
 {0}.remainder(0.7) | tg.where({0} > 0.1, {0}, -{0}) | tg.where({0} > 0, 0.5, {0}) | {0}.masked_fill({0} > 0.5, 0.2) | {0}.nan_to_num()
-tg.nn.functional.hardtanh({0}) | tg.nn.functional.softsign({0}) | {0} // 0.7 | {0} * ({0} > 0.2)
+tg.nn.functional.hardtanh({0}) | tg.nn.functional.softsign({0}) | {0} * ({0} > 0.2)
 """
 PAIRS = """
 {0} + {1} | {0} - {1} | {0} * {1} | {0} * {1} | {0} / ({1} * {1} + 1) | tg.maximum({0}, {1}) | tg.minimum({0}, {1})
@@ -203,8 +204,8 @@ def rearranged(g: Generator) -> Step | None:
         forms += [
             "{0}.diag_embed()",
             "tg.nn.functional.pad({0}, (1, 0))",
-            "tg.nn.functional.pad({0}, (-1, 2), value=0.5)",
         ]
+        forms += ["tg.nn.functional.pad({0}, (-1, 2), value=0.5)"] * (t.shape[-1] > 0)
     if t.ndim in (1, 2):
         forms += ["{0}.diag()"]
     if t.ndim > 1:
@@ -223,6 +224,11 @@ def places(g: Generator, n: int, distinct: bool = False) -> list[int]:
     return [g.random.randrange(-n, n) for _ in range(g.random.randint(1, 4))]
 
 
+def numbers(values: Sequence[Any]) -> str:
+    """The text of a tensor of integers."""
+    return f"tg.tensor({values}, dtype=tg.int64)"
+
+
 def mask(g: Generator, shape: Sequence[int]) -> str:
     """The text of a mask."""
     if 0 in shape:
@@ -231,7 +237,7 @@ def mask(g: Generator, shape: Sequence[int]) -> str:
     def values(shape: Sequence[int]) -> Any:
         return [values(shape[1:]) for _ in range(shape[0])] if shape else g.chance(0.5)
 
-    return f"tg.tensor({values(shape)})"
+    return f"tg.tensor({values(shape)}, dtype=tg.bool)"
 
 
 def advanced_index(g: Generator, shape: Sequence[int], distinct: bool = False) -> str:
@@ -247,11 +253,11 @@ def advanced_index(g: Generator, shape: Sequence[int], distinct: bool = False) -
             [(i, j) for i in range(shape[d]) for j in range(shape[e])],
             g.random.randint(1, 2) if shape[d] * shape[e] > 1 else 1,
         )
-        items[d], items[e] = ([p[k] for p in pairs] for k in (0, 1))
+        items[d], items[e] = (numbers([p[k] for p in pairs]) for k in (0, 1))
     elif g.chance(0.3):
-        items[d] = f"tg.tensor([{places(g, shape[d], distinct)}], dtype=tg.int64)"
+        items[d] = numbers([places(g, shape[d], distinct)])
     else:
-        items[d] = f"tg.tensor({places(g, shape[d], distinct)}, dtype=tg.int64)"
+        items[d] = numbers(places(g, shape[d], distinct))
     for k in range(n):
         if items[k] == ":" and shape[k] and g.chance(0.3):
             items[k] = g.one((str(g.random.randrange(shape[k])), "1:", "::2"))
@@ -269,12 +275,12 @@ def taken(g: Generator) -> Step | None:
     forms += [
         "{0}[{0} > 0.3]",
         "{0}.masked_select({0} < 0.4)",
-        f"{{0}}.take(tg.tensor({places(g, t.numel())}, dtype=tg.int64))",
+        f"{{0}}.take({numbers(places(g, t.numel()))})",
     ]
     if t.ndim:
         d = g.random.randrange(-t.ndim, t.ndim)
         rows = places(g, t.shape[d])
-        forms += [f"{{0}}.index_select({d}, tg.tensor({rows}, dtype=tg.int64))"] * 2
+        forms += [f"{{0}}.index_select({d}, {numbers(rows)})"] * 2
         shape = [g.random.randint(min(1, n), n) for n in t.shape]
         shape[d] = 2
         if t.shape[d]:
@@ -290,7 +296,7 @@ def indices(g: Generator, shape: Sequence[int], n: int) -> str:
     def values(shape: Sequence[int]) -> Any:
         return [values(shape[1:]) for _ in range(shape[0])] if shape else g.random.randrange(n)
 
-    return f"tg.tensor({values(shape)})"
+    return numbers(values(shape))
 
 
 def joined(g: Generator) -> Step | None:
@@ -365,9 +371,7 @@ def write(g: Generator) -> Step | None:
     if g.chance(0.4):
         return Step(g.one(forms), (x,), writes=True)
     y = g.partner(t.shape, within=True)
-    forms = [f"{{0}}.{op}_({{1}})" for op in ("add", "mul", "sub", "copy", "copy", "maximum")] + [
-        "{0}.div_({1} * {1} + 1)"
-    ]
+    forms = [f"{{0}}.{op}_({{1}})" for op in ("add", "mul", "sub", "copy", "copy")] + ["{0}.div_({1} * {1} + 1)"]
     forms += [f"{{0}} {op}= {{1}}" for op in "+-*"] + ["{0}.add_({1}, alpha=0.5)", "{0}.addcmul_({1}, {1}, value=0.5)"]
     forms += ["{0}.lerp_({1}, 0.3)", "{0}.masked_fill_({1} > 0.2, 0.5)"]
     return y and Step(g.one(forms), (x, y), writes=True)
@@ -410,8 +414,8 @@ def write_rows(g: Generator) -> Step | None:
     if source and g.chance(0.6):
         op = g.one(
             (
-                f"index_copy{place}({d}, tg.tensor({rows}), {{1}})",
-                f"index_add{place}({d}, tg.tensor({rows}), {{1}}, alpha=0.5)",
+                f"index_copy{place}({d}, {numbers(rows)}, {{1}})",
+                f"index_add{place}({d}, {numbers(rows)}, {{1}}, alpha=0.5)",
             )
         )
         return _perhaps_new(g, f"{{0}}.{op}", (x, source), place)
@@ -419,19 +423,19 @@ def write_rows(g: Generator) -> Step | None:
     source = g.pick(lambda u: list(u.shape) == wanted)
     if source and g.chance(0.5):
         full = indices(g, wanted, n)
-        op = g.one((f"index_add{place}({d}, tg.tensor({many}), {{1}})", f"scatter_add{place}({d}, {full}, {{1}})"))
+        op = g.one((f"index_add{place}({d}, {numbers(many)}, {{1}})", f"scatter_add{place}({d}, {full}, {{1}})"))
         return _perhaps_new(g, f"{{0}}.{op}", (x, source), place)
     source = g.pick(lambda u: u.ndim == 0)
     if source and g.chance(0.5):
         return _perhaps_new(
             g,
-            f"{{0}}.index_put{place}((tg.tensor({[r % t.shape[0] for r in many]}),), {{1}}, accumulate=True)",
+            f"{{0}}.index_put{place}(({numbers([r % t.shape[0] for r in many])},), {{1}}, accumulate=True)",
             (x, source),
             place,
         )
     op = g.one(
         (
-            f"index_fill{place}({d}, tg.tensor({rows}), {g.number()})",
+            f"index_fill{place}({d}, {numbers(rows)}, {g.number()})",
             f"masked_fill{place}({mask(g, t.shape)}, {g.number()})",
         )
     )
@@ -457,7 +461,11 @@ def graph(g: Generator) -> Step | None:
     ]
     if t.is_leaf and t.grad is not None:
         forms += ["{0}.grad.clone()"] * 4 + ["{0}.grad * 2"]
-    changes = ["{0}.requires_grad_()", "{0}.retain_grad()", "{0}.retain_grad()", "{0}.retain_grad()", "{0}.detach_()"]
+    # PyTorch takes the parts of one split for one node, whose hooks all run together
+    single = t.grad_fn is None or not re.match("Split|Unbind", t.grad_fn.name())
+    changes = ["{0}.requires_grad_()"]
+    changes += ["{0}.retain_grad()"] * 3 * single
+    changes += ["{0}.detach_()"] * (not t.retains_grad)
     changes += ["{0}.requires_grad_(False)"] * t.is_leaf
     if t.is_leaf and t.grad is not None:
         changes += ["{0}.grad = None", "{0}.grad.zero_()", "{0}.grad *= 0.5"]
@@ -488,30 +496,31 @@ def sweep(g: Generator) -> Step | None:
     late = range(1, len(differentiable) + 1)
     roots = g.random.choices(differentiable, late, k=1 + g.chance(0.3))
     wanted = g.random.sample(differentiable, min(g.random.randint(1, 3), len(differentiable)))
-    options = ", retain_graph=True" * g.chance(0.5)
+    options = ", retain_graph=True" * (g.retains or g.chance(0.5))
     if g.twice and g.chance(0.6):
         options = ", create_graph=True"
     # operands are numbered: the roots come first
     places = [f"{{{k}}}" for k in range(len(roots) + len(wanted))]
     from_, to = places[: len(roots)], places[len(roots) :]
+    outputs, gradients = f"[{', '.join(from_)}]", ""
     if g.chance(0.75):
         outputs = f"[{', '.join(_scalar(g, p) for p in from_)}]" if len(roots) > 1 else _scalar(g, from_[0])
-    else:
-        given = ", ".join(literal(g, g[r].shape) for r in roots)
-        outputs = f"[{', '.join(from_)}], [{given}]"
-        if g.chance(0.05):
-            outputs = f"[{', '.join(from_)}]"
+    elif g.chance(0.95):
+        gradients = ", [" + ", ".join(literal(g, g[r].shape) for r in roots) + "]"
+    inputs = f"[{', '.join(to)}]"
     if g.chance(0.5):
         unused = g.one((", allow_unused=True", ", allow_unused=True", ", materialize_grads=True", ""))
-        form = f"tg.autograd.grad({outputs}, [{', '.join(to)}]{options}{unused})"
+        form = f"tg.autograd.grad({outputs}, {inputs}{gradients}{options}{unused})"
         if len(wanted) == 1:
             return g.makes(form + "[0]", *roots, *wanted)
         return Step(form, (*roots, *wanted), tuple(g.name() for _ in wanted))
     if g.chance(0.2):
-        return Step(f"tg.autograd.backward({outputs}{options}, inputs=[{', '.join(to)}])", (*roots, *wanted))
-    if len(roots) == 1 and "[" not in outputs:
+        if not options and not all(g[name].is_leaf for name in wanted):
+            options = ", retain_graph=True"  # PyTorch frees what computed an input too
+        return Step(f"tg.autograd.backward({outputs}{gradients}{options}, inputs={inputs})", (*roots, *wanted))
+    if outputs[0] != "[":
         return Step(f"{outputs}.backward({options[2:]})", tuple(roots))
-    return Step(f"tg.autograd.backward({outputs}{options})", tuple(roots))
+    return Step(f"tg.autograd.backward({outputs}{gradients}{options})", tuple(roots))
 
 
 KINDS: dict[Callable[[Generator], Step | None], float] = {
