@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import importlib.util
 import platform
 import statistics
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import higher_order  # noqa: F401 - adds its rows to WORKLOADS
 from benchmarks.work import FIGURES, ROOT, WORKLOADS, Figure, Job, Work, cores, torch_or_none
 
 HERE = Path(__file__).resolve().parent
@@ -21,11 +23,12 @@ START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 
 @dataclass(frozen=True)
 class Row:
-    """A workload and what it took, in seconds; `theirs` is None without PyTorch."""
+    """A workload and what it took, in seconds; `theirs` is None without PyTorch, `hips` without HIPS autograd."""
 
     work: Work
     ours: float
     theirs: float | None
+    hips: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -38,6 +41,9 @@ def measure(work: Work, peer: Any, quick: bool) -> Row:
     import tapegrad
 
     jobs = [work.make(tapegrad)] + ([work.make(peer)] if peer else [])
+    hips = work.hips is not None and importlib.util.find_spec("autograd") is not None
+    if hips:
+        jobs.append(work.hips())  # type: ignore[misc]
     enough = 0.005 if quick else 0.04
     counts = [_count(job, enough) for job in jobs]
     times: list[list[float]] = [[] for _ in jobs]
@@ -48,7 +54,7 @@ def measure(work: Work, peer: Any, quick: bool) -> Row:
             job()
             seconds.append(_time(job, count))
     medians = [statistics.median(seconds) for seconds in times]
-    return Row(work, medians[0], medians[1] if peer else None)
+    return Row(work, medians[0], medians[1] if peer else None, medians[-1] if hips else None)
 
 
 def _time(job: Job, count: int) -> float:
@@ -76,14 +82,17 @@ def _seconds(value: float | None) -> str:
 
 def ratio_table(rows: list[Row]) -> str:
     """The rows in Markdown."""
-    lines = ["| work | PyTorch | tapegrad | ratio | at least | expected |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| work | PyTorch | tapegrad | ratio | at least | expected | HIPS autograd |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for r in rows:
         ratio = "–" if r.ratio is None else f"{r.ratio:.2f}"
         if r.ratio is not None and r.ratio < r.work.minimum:
             ratio = f"**{ratio}** (below)"
         lines.append(
             f"| {r.work.name} | {_seconds(r.theirs)} | {_seconds(r.ours)} | {ratio} "
-            f"| {r.work.minimum:g} | {r.work.expected:g} |"
+            f"| {r.work.minimum:g} | {r.work.expected:g} | {_seconds(r.hips) if r.work.hips else ''} |"
         )
     return "\n".join(lines)
 

@@ -1,10 +1,11 @@
-"""Every workload in PyTorch and in tapegrad, one group a row: ``python -m pytest benchmarks``."""
+"""Every workload in PyTorch and in tapegrad, one group a row: ``python -m pytest benchmarks -n 0``."""
 
 import importlib
 
 import numpy as np
 import pytest
 
+from benchmarks import higher_order  # noqa: F401 - adds its rows to WORKLOADS
 from benchmarks.work import WORKLOADS, torch_or_none
 
 rows = pytest.mark.parametrize("work", WORKLOADS, ids=lambda work: work.name)
@@ -34,3 +35,11 @@ def test_both_libraries_do_the_same_work(work):
         assert a.dtype == b.dtype
         tolerance = 1e-3 if a.dtype == np.float32 else 1e-9
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("work", [w for w in WORKLOADS if w.hips], ids=lambda work: work.name)
+def test_hips_autograd_does_the_same_work(work):
+    pytest.importorskip("autograd")
+    ours = work.make(importlib.import_module("tapegrad"))()
+    for a, b in zip(ours, work.hips()(), strict=True):
+        np.testing.assert_allclose(a.detach().numpy(), b, rtol=1e-9, atol=1e-9)

@@ -33,20 +33,24 @@ class Work:
         make: takes a library and returns what is timed.
         minimum: how many times faster than PyTorch it must be.
         expected: how many times faster it is expected to be.
+        hips: makes the same for HIPS autograd, where it can do it.
     """
 
     name: str
     make: Callable[[Any], Job]
     minimum: float
     expected: float
+    hips: Callable[[], Job] | None = None
 
 
 WORKLOADS: list[Work] = []
 
 
-def _row(name: str, minimum: float, expected: float, **settings: Any) -> Callable:
+def _row(
+    name: str, minimum: float, expected: float, hips: Callable[[], Job] | None = None, **settings: Any
+) -> Callable:
     def add(function: Callable) -> Callable:
-        WORKLOADS.append(Work(name, lambda T: function(T, **settings), minimum, expected))
+        WORKLOADS.append(Work(name, lambda T: function(T, **settings), minimum, expected, hips))
         return function
 
     return add

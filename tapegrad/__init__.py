@@ -1,8 +1,8 @@
 """tapegrad: automatic differentiation on a flat tape, executed by Numba-compiled code, behind a Tensor like PyTorch's."""
 
 import builtins as _builtins
+import importlib as _importlib
 from importlib import metadata as _metadata
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from tapegrad import autograd, func, interchange, nn, ops, optim
@@ -93,7 +93,8 @@ def is_tensor(obj: object) -> "_builtins.bool":
     return isinstance(obj, Tensor)
 
 
-if _TYPE_CHECKING:
-
-    def __getattr__(name: str) -> _Any:
-        """Operations are added from the registry."""
+def __getattr__(name: str) -> _Any:
+    """What is slow to import, at first use; to type checkers, also the operations added from the registry."""
+    if name == "optimize":
+        return _importlib.import_module("tapegrad.optimize")
+    raise AttributeError(f"module 'tapegrad' has no attribute '{name}'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 
@@ -35,9 +35,41 @@ def _children(tree: Any) -> tuple[tuple | None, Sequence[Any]] | None:
     if isinstance(tree, list | tuple):
         return None, tree
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        names = tuple(f.name for f in dataclasses.fields(tree))
+        names = tuple(f.name for f in dataclasses.fields(tree) if f.init)
         return names, [getattr(tree, n) for n in names]
     return None
+
+
+def named_children(tree: Any) -> dict[str, Any] | None:
+    """The children of a node by how Python reaches them; None for a leaf.
+
+    >>> named_children({"w": 1}), named_children([2, 3]), named_children(4)
+    ({"['w']": 1}, {'[0]': 2, '[1]': 3}, None)
+    """
+    found = _children(tree)
+    if found is None:
+        return None
+    keys, children = found
+    if isinstance(tree, dict):
+        names = [f"[{key!r}]" for key in keys or ()]
+    else:
+        fields = keys or getattr(tree, "_fields", None)
+        names = [f".{name}" for name in fields] if fields else [f"[{k}]" for k in range(len(children))]
+    return dict(zip(names, children, strict=True))
+
+
+def named_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree in the order of `flatten`, each with how Python reaches it.
+
+    >>> list(named_leaves({"w": [1, 2]}, "x"))
+    [("x['w'][0]", 1), ("x['w'][1]", 2)]
+    """
+    children = named_children(tree)
+    if children is None:
+        yield path, tree
+        return
+    for name, child in children.items():
+        yield from named_leaves(child, path + name)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
@@ -64,7 +96,7 @@ def unflatten(leaves: Sequence[Any], structure: Structure) -> Any:
 
 
 def _build(leaves: Any, structure: Structure) -> Any:
-    kind = structure.kind
+    kind: Any = structure.kind
     if kind is None:
         return next(leaves)
     children = [_build(leaves, p) for p in structure.parts]

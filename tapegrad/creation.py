@@ -24,7 +24,8 @@ def from_copy(array: np.ndarray) -> Tensor:
     return t
 
 
-def _finish(t: Tensor, requires_grad: bool) -> Tensor:
+def with_grad(t: Tensor, requires_grad: bool) -> Tensor:
+    """A new tensor, set to require grad if that is asked for."""
     if requires_grad:
         if not t.dtype.is_floating_point:
             raise RuntimeError(errors.NOT_FLOATING)
@@ -156,7 +157,7 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
     array = _to_array(data, wanted)
     if wanted is not None:
         array = _converted(array, wanted)
-    return _finish(from_copy(array), requires_grad)
+    return with_grad(from_copy(array), requires_grad)
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
@@ -224,7 +225,7 @@ def asarray(
 ) -> Tensor:
     """`as_tensor`, with a choice to copy."""
     made = tensor(obj, dtype=dtype, device=device) if copy else as_tensor(obj, dtype, device)
-    return _finish(made, requires_grad) if requires_grad else made
+    return with_grad(made, requires_grad)
 
 
 def shape_argument(name: str, size: Sequence[Any]) -> tuple[int, ...]:
@@ -263,14 +264,14 @@ def blank(shape: tuple[int, ...], dtype: Any) -> Tensor:
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with uninitialised elements."""
     check_device(device)
-    return _finish(blank(shape_argument("empty", size), dtype), requires_grad)
+    return with_grad(blank(shape_argument("empty", size), dtype), requires_grad)
 
 
 def filled(shape: tuple[int, ...], values: Any, dtype: Any, requires_grad: bool) -> Tensor:
     """A tensor with values that broadcast to its shape, of the default dtype if none is given."""
     t = blank(shape, dtype)
     t._address_array()[...] = values
-    return _finish(t, requires_grad)
+    return with_grad(t, requires_grad)
 
 
 def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
@@ -321,7 +322,7 @@ ones_like = _like("ones_like", 1)
 def empty_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with uninitialised elements and the shape and dtype of another."""
     check_device(device)
-    return _finish(blank(input.shape, dtype or input.dtype), requires_grad)
+    return with_grad(blank(input.shape, dtype or input.dtype), requires_grad)
 
 
 def full_like(

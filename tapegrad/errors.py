@@ -195,3 +195,6 @@ PARTIAL_OVERLAP = (
     "unsupported operation: some elements of the input tensor and the written-to tensor refer to a single memory location. "
     "Please clone() the tensor before performing the operation."
 )
+HOOK_NO_GRAD = "cannot register a hook on a tensor that doesn't require gradient"
+UNPACKED_TYPE = "Output of saved tensor unpack_hook expected to be a Tensor but got result of type {}"
+UNPACKED_LIKE = "Output of saved tensor unpack_hook expected to be a {} tensor of shape {}, as was packed, but got a {} tensor of shape {}"

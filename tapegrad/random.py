@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
-from tapegrad.creation import check_device, filled, shape_argument
+from tapegrad.creation import check_device, filled, shape_argument, with_grad
 from tapegrad.tensor import Tensor
 
 
@@ -108,9 +108,7 @@ def _random(
         return filled(whole, draw(whole), dtype, False)
 
     made = draw_samples(make, tuple(shape))
-    if made is None:
-        made = make(tuple(shape))
-    return made.requires_grad_() if requires_grad else made
+    return with_grad(make(tuple(shape)) if made is None else made, requires_grad)
 
 
 def _drawn(name: str, method: Any, size: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
@@ -174,7 +172,9 @@ def randperm(
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
     numbers = _numpy(generator)
-    return _random((n,), lambda whole: numbers.permuted(np.broadcast_to(np.arange(n), whole), -1), dtype, requires_grad)
+    return _random(
+        (n,), lambda whole: numbers.permuted(np.broadcast_to(np.arange(n), whole), axis=-1), dtype, requires_grad
+    )
 
 
 def normal(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,9 @@ _TRACKED = IS_VIEW << 8
 
 # (Size, strides, contiguous) by layout id
 _layouts: dict[int, tuple[Size, tuple[int, ...], bool]] = {}
+
+# by buffer id, the tensor that was last made a leaf with that id; it may have died, or moved on
+leaves: dict[int, weakref.ref[Tensor]] = {}
 
 
 def layout_facts(layout: int) -> tuple[Size, tuple[int, ...], bool]:
@@ -261,6 +265,7 @@ class Tensor:
         if requires_grad and self._flags() & INFERENCE and not rt.mode_of_thread(_S) & INFERENCE_MODE:
             raise RuntimeError("Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.")
         rt.set_flag(_S, self._id, REQUIRES_GRAD, bool(requires_grad))
+        leaves[self._id] = weakref.ref(self)
         return self
 
     @property
@@ -285,9 +290,9 @@ class Tensor:
         self._flags()
         if rt.look(_S, self._id, LOOK_NODE) < 0:
             return None
-        from tapegrad.autograd.graph import Node
+        from tapegrad.autograd.graph import node_of
 
-        return Node(self._id)
+        return node_of(self._id)
 
     @property
     def grad(self) -> Tensor | None:
@@ -366,17 +371,9 @@ class Tensor:
 
     def _move_to(self, k: int) -> None:
         """Stand for buffer `k` from now on, whose handle is taken over; its gradient and the wish for one go along."""
-        old = self._id
-        if rt.look(_S, old, LOOK_META) >> 8 & RETAIN_GRAD:
-            rt.set_flag(_S, old, RETAIN_GRAD, 0)
-            rt.set_flag(_S, k, RETAIN_GRAD, 1)
-        grad = rt.look(_S, old, LOOK_GRAD)
-        if grad:
-            rt.retain(_S, grad)
-            rt.set_grad(_S, k, grad)
-            rt.set_grad(_S, old, 0)
+        rt.move_grad(_S, self._id, k)
+        rt.release(_S, self._id)
         self._id = k
-        rt.release(_S, old)
 
     @property
     def data(self) -> Tensor:
@@ -501,7 +498,7 @@ class Tensor:
         return format_tensor(
             self._memory_array(),
             requires_grad=self.requires_grad,
-            grad_fn_name=node.name() if node is not None else None,
+            grad_fn_name=type(node).__name__ if node is not None else None,
             default_dtype=dtypes.get_default_dtype().numpy,
         )
 

@@ -1,4 +1,4 @@
-"""What many tests share: numbers, tensors in float64, comparisons, messages word for word, finite differences."""
+"""What many tests share: numbers, tensors in float64, comparisons, messages word for word, finite differences, counted calls."""
 
 import re
 
@@ -62,3 +62,15 @@ def unbroadcast(array, shape):
     """An array summed over what a shape was broadcast along."""
     array = array.sum(tuple(range(array.ndim - len(shape))))
     return array.sum(tuple(d for d, n in enumerate(shape) if n == 1), keepdims=True).reshape(shape)
+
+
+class Counted:
+    """A function that knows how often it was called, and with what."""
+
+    def __init__(self, function):
+        self.function = function
+        self.calls = []
+
+    def __call__(self, *args):
+        self.calls.append(args)
+        return self.function(*args)

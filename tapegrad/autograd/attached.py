@@ -17,6 +17,9 @@ from tapegrad.tensor import Tensor
 _S = rt.S
 _numbers = itertools.count()
 
+# adjoints of a node's results, or of its operands; None where there is none
+Adjoints = Sequence[Tensor | None]
+
 
 class Attachment:
     """What is attached to one value.
@@ -84,14 +87,17 @@ class RemovableHandle:
 
 
 def _name(hook: Callable) -> str:
-    return getattr(hook, "__name__", type(hook).__name__)
+    return getattr(hook, "__name__", "<unknown>")
 
 
 def _checked(hook: Callable, given: Tensor | None, result: Any) -> Tensor | None:
-    if not isinstance(result, Tensor):
-        raise TypeError(f"expected Variable, but hook returned '{type(result).__name__}'")
+    # what a hook makes of one adjoint
+    if result is None:
+        return None
     if given is None:
         raise RuntimeError("can't replace a None gradient with a non-None value")
+    if not isinstance(result, Tensor):
+        raise TypeError(f"expected Variable, but hook returned '{type(result).__name__}'")
     if result.dtype is not given.dtype:
         raise RuntimeError(
             f"hook '{_name(hook)}' has changed the type of value (was {given.type()} got {result.type()})"
@@ -101,36 +107,41 @@ def _checked(hook: Callable, given: Tensor | None, result: Any) -> Tensor | None
     return result
 
 
-def _checked_all(hook: Callable, given: Sequence[Tensor | None], result: Any) -> tuple[Tensor | None, ...]:
-    results = result if isinstance(result, tuple) else (result,)
-    if len(results) != len(given):
+def _checked_all(hook: Callable, given: Adjoints, result: Any) -> tuple[Tensor | None, ...]:
+    if not isinstance(result, tuple):
+        raise TypeError(f"expected tuple, but hook returned '{type(result).__name__}'")
+    if len(result) != len(given):
         raise RuntimeError(
-            f"hook '{_name(hook)}' has returned an incorrect number of values (got {len(results)}, but expected {len(given)})"
+            f"hook '{_name(hook)}' has returned an incorrect number of values (got {len(result)}, but expected {len(given)})"
         )
-    return tuple(r if r is None and g is None else _checked(hook, g, r) for g, r in zip(given, results, strict=True))
+    return tuple(_checked(hook, g, r) for g, r in zip(given, result, strict=True))
 
 
 def run_hooks(attached: Attachment, g: Tensor) -> Tensor:
-    """The adjoint of a value after its tensor's hooks and its node's prehooks.
+    """The adjoint of a value after its tensor's hooks.
 
     Raises:
         TypeError, RuntimeError: naming a hook that returned something else than an adjoint of the same shape and dtype.
     """
     for hook in list(attached.hooks.values()):
-        result = hook(g)
-        if result is not None:
-            g = _checked(hook, g, result)  # type: ignore[assignment]
-    for hook in list(attached.before.values()):
-        result = hook((g,))
-        if result is not None:
-            g = _checked_all(hook, (g,), result)[0]  # type: ignore[assignment]
+        changed = _checked(hook, g, hook(g))
+        g = g if changed is None else changed
     return g
 
 
-def run_after(attached: Attachment, parts: Sequence[Tensor | None], g: Tensor) -> Sequence[Tensor | None]:
-    """What a node passes on to its operands after its hooks; errors as `run_hooks`."""
+def run_before(attached: Attachment, arrived: Adjoints) -> Adjoints:
+    """The adjoints of a node's results after its prehooks; errors as `run_hooks`."""
+    for hook in list(attached.before.values()):
+        result = hook(tuple(arrived))
+        if result is not None:
+            arrived = _checked_all(hook, arrived, result)
+    return arrived
+
+
+def run_after(attached: Attachment, parts: Adjoints, arrived: Adjoints) -> Adjoints:
+    """What a node passes on to its operands after its hooks, which also see what arrived; errors as `run_hooks`."""
     for hook in list(attached.after.values()):
-        result = hook(tuple(parts), (g,))
+        result = hook(tuple(parts), tuple(arrived))
         if result is not None:
             parts = _checked_all(hook, parts, result)
     return parts

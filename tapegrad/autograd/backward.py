@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,24 +12,31 @@ import numpy as np
 
 from tapegrad import errors
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
-from tapegrad.autograd.attached import attachment, run_after, run_hooks
+from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
 from tapegrad.autograd.recorded import free_attached, hooked_parts, sweep_over_tensors
-from tapegrad.autograd.rows import check_versions, handle, modified, operands, read_row
+from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row
+from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
-from tapegrad.grad_mode import set_grad_enabled
+from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
 from tapegrad.ops._rule import OPS
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
 
-# a sweep's state is in the tape's: other threads may record meanwhile, but sweep one after the other
-_sweeping = threading.RLock()
+# compiled code keeps what it knows of a sweep on the tape: one sweep at a time is run by it
+_turn = threading.RLock()
+_compiled = False  # such a sweep is under way
+_users_code = False  # it waits for the user's code
 
 
 def _as_tuple(value: Any) -> tuple:
     # one or several tensors, for some of which edges may stand
+    if type(value) is Tensor:
+        return (value,)
+    if type(value) in (tuple, list) and all(type(v) is Tensor or v is None for v in value):
+        return tuple(value)
     edge = isinstance(value, tuple) and len(value) == 2 and hasattr(value, "output_nr")
     values = (value,) if isinstance(value, Tensor) or value is None or edge else tuple(value)
     return tuple(v.node._result(v.output_nr) if hasattr(v, "output_nr") and hasattr(v, "node") else v for v in values)
@@ -105,11 +111,15 @@ def backward(
             raise TypeError(f"inputs[{k}] must be a Tensor, but got {type(t).__name__}")
         if not t.requires_grad:
             raise RuntimeError(errors.INPUT_NO_GRAD)
-    found = _run(roots, starts, retain, list(dict.fromkeys(wanted)), create_graph)
+    leaves = list(dict.fromkeys(t for t in wanted if t.is_leaf))
+    results = list(dict.fromkeys(t for t in wanted if not t.is_leaf))
+    for t in results:
+        t.retain_grad()
+    found = _run(roots, starts, retain, [*leaves, *results], create_graph)
     with set_grad_enabled(create_graph):
-        for t, g in zip(dict.fromkeys(wanted), found, strict=True):
+        for t, g in zip(leaves, found, strict=False):
             if g is not None:
-                _add_to_grad(t, g)
+                _add_to_leaf(t, g)
 
 
 def grad(
@@ -226,76 +236,70 @@ def _from_scalar(root: Tensor, retain: bool) -> None:
     meta = rt.look(_S, k, LOOK_META)
     if meta >> 16 != _SCALAR and math.prod(layout_facts(meta >> 16)[0]) != 1:
         raise RuntimeError(errors.NOT_SCALAR)
-    with _sweeping:
-        answer = rt.sweep_from(_S, k, _ONE_ADDRESSES[meta & 0xFF], retain)
-        if answer == structs.SWEEP_BUSY:
-            _run([root], _start_values([root], [None]), retain, None, False)
-        elif answer != structs.DONE:
-            try:
-                with _under_way([root]):
+    answer = structs.SWEEP_BUSY
+    if _turn.acquire(blocking=False):
+        try:
+            answer = rt.sweep_from(_S, k, _ONE_ADDRESSES[meta & 0xFF], retain)
+            if answer not in (structs.DONE, structs.SWEEP_BUSY):
+                with _compiled_sweep(), sweep_under_way([handle(k)], None):
                     _finish(answer)
-            finally:
-                rt.state["sweeping"] = 0
-                rt.drop_orphans(_S)
+        finally:
+            _turn.release()
+    if answer == structs.SWEEP_BUSY:
+        _run([root], _start_values([root], [None]), retain, None, False)
+
+
+def _take_turn() -> bool:
+    """Whether compiled code may sweep for this thread, after waiting for other threads' sweeps.
+
+    Not within such a sweep, nor while one waits for the user's code, which may in turn be waiting for this thread.
+    """
+    while not _turn.acquire(timeout=0.01):
+        if _users_code:
+            return False
+    if _compiled:
+        _turn.release()
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _compiled_sweep() -> Iterator[None]:
+    # compiled code has begun to sweep
+    global _compiled
+    _compiled = True
+    try:
+        yield
+    finally:
+        _compiled = False
+        rt.leave_sweep(_S)
+
+
+@contextlib.contextmanager
+def _in_users_code() -> Iterator[None]:
+    # compiled code's sweep has stopped for hooks or the like
+    global _users_code
+    _users_code = True
+    try:
+        yield
+    finally:
+        _users_code = False
 
 
 def _finish(answer: int) -> None:
     """Resume a sweep that stopped with an answer, to its end, and settle the gradients."""
-    if answer != structs.SETTLE_PYTHON:
-        try:
-            _sweep(answer)
-        except BaseException:
-            rt.abandon(_S, int(rt.state.row_count) - 1)
-            raise
-        answer = rt.settle(_S)
-    while answer != structs.DONE:
-        if answer == structs.SWEEP_MEMORY:
-            raise MemoryError("no memory for a gradient")
-        try:
-            _add_in_python(int(rt.state.fault))
-        except BaseException:
-            rt.abandon(_S, int(rt.state.row_count) - 1)
-            raise
-        answer = rt.settle(_S)
-
-
-class _Sweep:
-    """A sweep under way, as hooks on several tensors see it."""
-
-    def __init__(self, roots: Sequence[Tensor]) -> None:
-        self._roots = roots
-
-    @functools.cached_property
-    def reached(self) -> set[int]:
-        """Ids of the buffers whose adjoint the sweep computes."""
-        selective = bool(rt.state.selective)
-        found, waiting = set(), [t._id for t in self._roots]
-        while waiting:
-            k = waiting.pop()
-            index = rt.look(_S, k, LOOK_NODE)
-            if k in found or (selective and not rt.buffer(k)["mark"]):
-                continue
-            found.add(k)
-            if index >= 0:
-                waiting += [q for q in operands(read_row(index)) if q and handle(q).requires_grad]
-        return found
-
-
-_current: list[_Sweep] = []
-
-
-def current_sweep() -> _Sweep:
-    """The innermost sweep under way."""
-    return _current[-1]
-
-
-@contextlib.contextmanager
-def _under_way(roots: Sequence[Tensor]) -> Iterator[None]:
-    _current.append(_Sweep(roots))
     try:
-        yield
-    finally:
-        _current.pop()
+        if answer != structs.SETTLE_PYTHON:
+            _sweep(answer)
+            answer = rt.settle(_S)
+        while answer != structs.DONE:
+            if answer == structs.SWEEP_MEMORY:
+                raise MemoryError("no memory for a gradient")
+            _add_in_python(int(rt.state.fault))
+            answer = rt.settle(_S)
+    except BaseException:
+        rt.abandon(_S, int(rt.state.row_count) - 1)
+        raise
 
 
 def _run(
@@ -306,46 +310,48 @@ def _run(
     create_graph: bool,
 ) -> list[Tensor | None]:
     """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
-    with _sweeping, _sweep_state(roots, retain, wanted), _under_way(roots):
-        if create_graph or is_anomaly_enabled() or any(rt.look(_S, t._id, LOOK_TRACED) for t in (*roots, *starts)):
-            with set_grad_enabled(create_graph):
-                return _over_tensors(roots, starts, retain, wanted)
-        return _native(roots, starts, wanted)
+    # handles of our own: a hook may write to a tensor in place, which gives it another place in the graph
+    roots = [handle(t._id) for t in roots]
+    wanted = None if wanted is None else [handle(t._id) for t in wanted]
+    over_tensors = (
+        create_graph or is_anomaly_enabled() or any(rt.look(_S, t._id, LOOK_TRACED) for t in (*roots, *starts))
+    )
+    with sweep_under_way(roots, wanted):
+        if not over_tensors and _take_turn():
+            try:
+                rt.enter_sweep(_S, retain, wanted is not None)
+                with _compiled_sweep(), _marked(roots, wanted):
+                    return _native(roots, starts, wanted)
+            finally:
+                _turn.release()
+        rt.keep_rows(_S)
+        mode = rt.set_mode(_S, structs.NO_GRAD_MODE * (not create_graph))
+        try:
+            return _over_tensors(roots, starts, retain, wanted)
+        finally:
+            rt.set_mode(_S, mode)
+            rt.leave_sweep(_S)
 
 
 @contextlib.contextmanager
-def _sweep_state(roots: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None) -> Iterator[None]:
-    # a sweep's state, saved around nested ones, and the marks of what a selective one wants
-    state = rt.state
-    outer = {name: int(state[name]) for name in ("pending", "touched", "selective", "retain", "hooked")}
+def _marked(roots: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> Iterator[None]:
+    # the marks of what compiled code's selective sweep wants
+    if wanted is None:
+        yield
+        return
+    for t in wanted:
+        rt.set_mark(_S, t._id, 1)
+        rt.set_flag(_S, t._id, structs.CAPTURE, 1)
     top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
-    state["pending"] = state["touched"] = 0
-    state["hooked"] = -1
-    state["sweeping"] += 1
-    state["retain"] = retain
-    state["selective"] = wanted is not None
-    marked = 0
+    first = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
+    rt.mark_paths(_S, first, top, 1)
     try:
-        if wanted is not None:
-            for t in wanted:
-                rt.set_mark(_S, t._id, 1)
-                rt.set_flag(_S, t._id, structs.CAPTURE, 1)
-            marked = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
-            if top >= 0:
-                rt.mark_paths(_S, marked, top)
         yield
     finally:
-        if wanted is not None:
-            for t in wanted:
-                rt.set_mark(_S, t._id, 0)
-                rt.set_flag(_S, t._id, structs.CAPTURE, 0)
-            if top >= 0:
-                rt.clear_marks(_S, marked, top)
-        state["sweeping"] -= 1
-        for name, value in outer.items():
-            state[name] = value
-        if state.orphans:
-            rt.drop_orphans(_S)
+        for t in wanted:
+            rt.set_mark(_S, t._id, 0)
+            rt.set_flag(_S, t._id, structs.CAPTURE, 0)
+        rt.clear_marks(_S, first, top, 1)
 
 
 def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:
@@ -360,38 +366,52 @@ def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[
         rt.abandon(_S, int(rt.state.row_count) - 1)
         raise
     _finish(rt.sweep(_S, max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)))
-    found: list[Tensor | None] = []
+    found = {}
     for t in wanted or ():
-        k = rt.adjoint_buffer(_S, t._id)
-        found.append(_leaf_hooks(t._id, wrap(k)) if k else None)
-    return found
+        k = 0 if t._id in found else rt.adjoint_buffer(_S, t._id)
+        if k:
+            found[t._id] = wrap(k)
+    with set_grad_enabled(False), _in_users_code():
+        for k, g in found.items():
+            found[k] = _after_hooks(k, g)
+            _retain(k, g)
+    return [found.get(t._id) for t in wanted or ()]
 
 
-def _leaf_hooks(k: int, g: Tensor) -> Tensor:
-    # the adjoint of a leaf after its hooks; those of results ran where the sweep passed them
+def _after_hooks(k: int, g: Tensor) -> Tensor:
+    # the adjoint of a leaf after its tensor's hooks; those of results ran where the sweep passed them
     attached = attachment(k)
     return g if attached is None or rt.look(_S, k, LOOK_NODE) >= 0 else run_hooks(attached, g)
+
+
+def _retain(k: int, g: Tensor) -> None:
+    if rt.look(_S, k, LOOK_META) >> 8 & structs.RETAIN_GRAD:
+        _add_to_grad(handle(k), g)
 
 
 def _over_tensors(
     roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
 ) -> list[Tensor | None]:
-    adjoints = sweep_over_tensors(roots, starts, retain)
+    adjoints = sweep_over_tensors(roots, starts, retain, wanted)
     for k, g in adjoints.kept.items():
-        if rt.look(_S, k, LOOK_META) >> 8 & structs.RETAIN_GRAD:
-            _add_to_grad(handle(k), g)
-    if wanted is not None:
-        for k in adjoints.leaves:
-            adjoints.of[k] = _leaf_hooks(k, adjoints.of[k])
-        found = adjoints.of | adjoints.kept
-        return [found.get(t._id) for t in wanted]
+        _retain(k, g)
     for k in adjoints.leaves:
-        _add_to_leaf(handle(k), adjoints.of[k])
-    return []
+        adjoints.of[k] = _after_hooks(k, adjoints.of[k])
+        if wanted is None:
+            _add_to_leaf(leaf(k), adjoints.of[k])
+    found = adjoints.of | adjoints.kept
+    return [found.get(t._id) for t in wanted or ()]
 
 
 def _add_to_grad(t: Tensor, g: Tensor) -> None:
-    t.grad = t.grad + g if rt.look(_S, t._id, LOOK_GRAD) else g
+    # what is accumulated in is nobody else's: others may hold the adjoint
+    held = t.grad if rt.look(_S, t._id, LOOK_GRAD) else None
+    if held is None:
+        t.grad = g.clone() if g.is_contiguous() else g.contiguous()
+    elif is_grad_enabled() or not t.is_leaf or not held.is_contiguous():
+        t.grad = held + g
+    else:
+        held.add_(g)
 
 
 def _add_to_leaf(t: Tensor, g: Tensor) -> None:
@@ -400,11 +420,12 @@ def _add_to_leaf(t: Tensor, g: Tensor) -> None:
     if attached is None:
         _add_to_grad(t, g)
         return
-    g = run_hooks(attached, g)
-    _add_to_grad(t, g)
-    run_after(attached, (), g)
-    for hook in list(attached.accumulated.values()):
-        hook(t)
+    arrived = run_before(attached, (g,))
+    if arrived[0] is not None:
+        _add_to_grad(t, arrived[0])
+        for hook in list(attached.accumulated.values()):
+            hook(t)
+    run_after(attached, (), arrived)
 
 
 def _add_in_python(k: int) -> None:
@@ -412,8 +433,13 @@ def _add_in_python(k: int) -> None:
     part = rt.adjoint_buffer(_S, k)
     if part == 0:
         raise MemoryError("no memory for a gradient")
-    with set_grad_enabled(False):
-        _add_to_leaf(handle(k), wrap(part))
+    g, t = wrap(part), leaf(k)
+    with set_grad_enabled(False), _in_users_code():
+        # of a leaf that hooks are attached to, or a result that retains its gradient
+        if t.is_leaf:
+            _add_to_leaf(t, _after_hooks(k, g))
+        else:
+            _add_to_grad(t, g)
 
 
 def _sweep(answer: int) -> None:
@@ -431,10 +457,12 @@ def _sweep(answer: int) -> None:
             for dtype in (0, 1):
                 rt.load_moves(dtype)
         elif answer == structs.SWEEP_PYTHON:
-            _reverse_in_python(index)
+            with _in_users_code() if isinstance(op, RowOp) else contextlib.nullcontext():
+                _reverse_in_python(index)
             index -= 1
         elif answer == structs.SWEEP_HOOK:
-            index = _run_attached(index)
+            with _in_users_code():
+                index = _run_attached(index)
         elif answer == structs.SWEEP_FREED:
             raise RuntimeError(errors.BACKWARD_TWICE)
         elif answer == structs.SWEEP_MODIFIED:
@@ -477,7 +505,7 @@ def _run_attached(index: int) -> int:
     row = read_row(index)
     attached = attachment(row.out)
     assert attached is not None
-    if attached.hooks or attached.before:
+    if attached.hooks:
         g = _adjoint(row.out)
         with set_grad_enabled(False):
             changed = run_hooks(attached, g)
@@ -485,7 +513,7 @@ def _run_attached(index: int) -> int:
                 rt.adjoint_drop(_S, row.out)
                 _accumulate(row.out, changed)
     rt.state["hooked"] = index
-    if not (attached.after or attached.packed) or not rt.wanted_inputs(_S, index):
+    if not (attached.before or attached.after or attached.packed) or not rt.wanted_inputs(_S, index):
         return index
     check_versions(row)
     _reverse_in_python(index)

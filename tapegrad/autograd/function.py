@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from tapegrad import errors
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.graph import innermost_hooks
 from tapegrad.autograd.rows import Row, RowOp, dtype_of, handle, modified_value, shape_of
+from tapegrad.autograd.under_way import current_sweep
 from tapegrad.creation import zeros
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -40,7 +42,8 @@ class FunctionCtx:
         self._materialize = True
         self._outputs: list[int] = []  # id of each result that has a place on the tape, 0 for others
         self._likes: list[tuple[Any, Any] | None] = []  # shape and dtype of each result
-        self._collected: tuple[Any, dict[int, Tensor]] = (None, {})
+        # adjoints of several results that have arrived, by number, for each sweep
+        self._collected: weakref.WeakKeyDictionary[Any, dict[int, Tensor]] = weakref.WeakKeyDictionary()
         self._tangents: Sequence[Tensor | None] = ()
         self._arguments = tuple(None if isinstance(a, Tensor) else a for a in inputs)
         self._batched: Sequence[Tensor] = ()
@@ -114,14 +117,11 @@ class FunctionCtx:
             self._saved = None
 
     def _collect(self, sweep: Any, number: int, g: Tensor) -> None:
-        if self._collected[0] is not sweep:
-            self._collected = (sweep, {})
-        self._collected[1][number] = g
+        self._collected.setdefault(sweep, {})[number] = g
 
-    def _take_collected(self, sweep: Any) -> dict[int, Tensor]:
-        found = self._collected[1] if self._collected[0] is sweep else {}
-        self._collected = (None, {})
-        return found
+    def _take_collected(self, sweep: Any) -> list[Tensor | None]:
+        found = self._collected.pop(sweep, {})
+        return [found.get(number) for number in range(len(self._likes))]
 
 
 def _checked_value(t: Tensor, version: int) -> Tensor:
@@ -133,19 +133,19 @@ def _checked_value(t: Tensor, version: int) -> Tensor:
 class _FunctionOp(RowOp):
     # the row of a user's function; its operands are the function's tensors
     def __init__(self) -> None:
-        def function():
+        def function() -> None:
             """A user's function."""
 
         super().__init__(function, structs.PYTHON, "FunctionBackward", None)
         rt.ops[self.code]["differentiable"] = 15
 
-    def parts(self, row: Row, g: Tensor, need: int) -> list[Tensor | None]:
-        """What the user's backward gives, for the three unused operands and the function's tensors."""
-        from tapegrad.autograd.backward import current_sweep
+    def arrived(self, row: Row, g: Tensor) -> list[Tensor | None]:
+        """The adjoints of all results of the function."""
+        return _context(row.out)._take_collected(current_sweep()) if row.words else [g]
 
-        context = _context(row.out)
-        grads = context._take_collected(current_sweep()) if row.words else {0: g}
-        return [None, None, None, *call_backward(context, grads, row.extra)]
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
+        """What the user's backward gives, for the three unused operands and the function's tensors."""
+        return [None, None, None, *call_backward(_context(row.out), arrived, row.extra)]
 
     def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
         """What the user's jvp gives, for a function with one result."""
@@ -164,18 +164,19 @@ class _FunctionOp(RowOp):
 
 class _OutputOp(RowOp):
     # one of several results of a user's function: hands its adjoint to the function's row
+    part_of_node = True
+
     def __init__(self) -> None:
-        def function_output():
+        def function_output() -> None:
             """One of several results of a user's function."""
 
         super().__init__(function_output, structs.PYTHON, "FunctionBackward", None)
         rt.ops[self.code]["differentiable"] = 1
 
-    def parts(self, row: Row, g: Tensor, need: int) -> list[Tensor | None]:
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
         """A zero that leads the sweep to the function's row."""
-        from tapegrad.autograd.backward import current_sweep
-
-        _context(row.out)._collect(current_sweep(), row.words[0], g)
+        if arrived[0] is not None:
+            _context(row.out)._collect(current_sweep(), row.words[0], arrived[0])
         return [zeros(())]
 
     def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
@@ -185,6 +186,7 @@ class _OutputOp(RowOp):
 
 function_op = _FunctionOp()
 output_op = _OutputOp()
+function_op.covered_by = output_op.covered_by = "autograd"
 
 
 def _context(k: int) -> FunctionCtx:
@@ -193,12 +195,12 @@ def _context(k: int) -> FunctionCtx:
     return attached.context
 
 
-def call_backward(context: FunctionCtx, grads: dict[int, Tensor], extra: Sequence[int]) -> list[Tensor | None]:
+def call_backward(context: FunctionCtx, arrived: Sequence[Tensor | None], extra: Sequence[int]) -> list[Tensor | None]:
     """Call a user's backward and check what it returns.
 
     Args:
         context: of the call of forward.
-        grads: adjoints of the results, by number.
+        arrived: adjoints of the results.
         extra: ids of the tensors among the arguments.
 
     Returns:
@@ -209,8 +211,7 @@ def call_backward(context: FunctionCtx, grads: dict[int, Tensor], extra: Sequenc
     """
     name = type(context).__name__
     given: list[Tensor | None] = []
-    for number, like in enumerate(context._likes):
-        g = grads.get(number)
+    for g, like in zip(arrived, context._likes, strict=True):
         if g is None and context._materialize and like is not None:
             g = zeros(like[0], dtype=like[1])
         given.append(g)
@@ -362,7 +363,7 @@ class Function:
         Raises:
             RuntimeError: for outputs that no gradient could be right for.
         """
-        context = _context_class(cls)(cls, args)
+        context = _context_class(cls)(cls, args)  # type: ignore[arg-type]
         tensors = [a for a in args if isinstance(a, Tensor)]
         traced = any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors)
         records = is_grad_enabled() and any(t.requires_grad for t in tensors)

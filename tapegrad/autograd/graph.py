@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tapegrad import errors
 from tapegrad.autograd.attached import RemovableHandle, attach, attachment
-from tapegrad.autograd.rows import handle, operand_places, operands, read_row
+from tapegrad.autograd.rows import handle, leaf, operand_places, operands, read_row
+from tapegrad.autograd.under_way import current_sweep
 from tapegrad.autograd.watching import watching
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -35,64 +38,75 @@ def grad_name_of(k: int) -> str:
 
 
 class Node:
-    """The recorded operation that computes one tensor; its class is named after the operation.
+    """The recorded operation that computes one tensor, or several; its class is named after the operation.
 
-    A node of a user's `Function` has the attributes of its `ctx`.
+    A node of a user's `Function` has the attributes of its `ctx`. It keeps its place in the graph, but no elements.
     """
 
-    __slots__ = ("_tensor",)
-    _tensor: Tensor
+    __slots__ = ("__weakref__", "_id")
+    _id: int
 
     def __new__(cls, k: int) -> Node:
         name = grad_name_of(k)
         if name not in _classes:
             _classes[name] = type(name, (Node,), {"__slots__": (), "__module__": "tapegrad"})
         node = object.__new__(_classes[name])
-        node._tensor = handle(k)
+        node._id = k
+        rt.retain_place(_S, k)
         return node
+
+    def __del__(self, release: Any = rt, S: int = _S) -> None:
+        if release.release_place(S, self._id):
+            release.drop_orphans(S)
 
     def name(self) -> str:
         """The operation's name with ``Backward0``."""
-        return type(self).__name__
+        name = type(self).__name__
+        return f"tapegrad::autograd::{name}" if name == "CopySlices" else name
 
     def _result(self, number: int) -> Tensor:
-        return self._tensor
+        context = self._context()
+        return handle(self._id if context is None else context._outputs[number])
+
+    def _context(self) -> Any:
+        attached = attachment(self._id)
+        return None if attached is None else attached.context
 
     def __getattr__(self, name: str) -> Any:
-        attached = attachment(self._tensor._id) if name != "_tensor" else None
-        if attached is not None and attached.context is not None:
-            return getattr(attached.context, name)
+        context = self._context()
+        if context is not None:
+            return getattr(context, name)
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        context = None if name == "_id" else self._context()
+        if context is not None:
+            setattr(context, name, value)
+        else:
+            object.__setattr__(self, name, value)
 
     @property
     def metadata(self) -> dict[Any, Any]:
         """A dictionary for notes on this node."""
-        return attach(self._tensor._id).metadata
+        return attach(self._id).metadata
 
     @property
     def next_functions(self) -> tuple[tuple[Node | None, int], ...]:
         """For each operand the node that gradients flow on to, None where none do, and which of its results it is."""
-        row = read_row(rt.look(_S, self._tensor._id, LOOK_NODE))
-        need = int(rt.row(row.index)["need"])
+        row = read_row(rt.look(_S, self._id, LOOK_NODE))
         ids = operands(row)
-        return tuple(_edge(ids[p]) if need >> min(p, 3) & 1 else (None, 0) for p in operand_places(row))
+        return tuple(_edge(ids[p]) if row.need >> min(p, 3) & 1 else (None, 0) for p in operand_places(row))
 
     def register_hook(self, hook: Callable) -> RemovableHandle:
         """Call ``hook(grad_inputs, grad_outputs)``, tuples of tensors, after the node's derivative; it may return new `grad_inputs`."""
-        return RemovableHandle(attach(self._tensor._id).after, hook)
+        return RemovableHandle(attach(self._id).after, hook)
 
     def register_prehook(self, hook: Callable) -> RemovableHandle:
         """Call ``hook(grad_outputs)`` before the node's derivative; it may return new `grad_outputs`."""
-        return RemovableHandle(attach(self._tensor._id).before, hook)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and other._tensor._id == self._tensor._id
-
-    def __hash__(self) -> int:
-        return hash((Node, self._tensor._id))
+        return RemovableHandle(attach(self._id).before, hook)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} object at {hex(self._tensor._id)}>"
+        return f"<{type(self).__name__} object at {hex(id(self))}>"
 
 
 class AccumulateGrad(Node):
@@ -102,11 +116,14 @@ class AccumulateGrad(Node):
         variable: the leaf.
     """
 
-    __slots__ = ()
+    __slots__ = ("_variable",)
+    _variable: Tensor
 
     def __new__(cls, k: int) -> AccumulateGrad:
         node = object.__new__(cls)
-        node._tensor = handle(k)
+        node._id = k
+        rt.retain_place(_S, k)
+        object.__setattr__(node, "_variable", leaf(k))
         return node
 
     def name(self) -> str:
@@ -116,14 +133,24 @@ class AccumulateGrad(Node):
     @property
     def variable(self) -> Tensor:
         """The leaf."""
-        return self._tensor
+        return self._variable
 
     next_functions = ()  # type: ignore[assignment]
 
 
+# the nodes that the user holds, by the buffer they are at
+_nodes: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
+
+
 def node_of(k: int) -> Node:
     """The node that computes buffer `k`, or collects its gradient."""
-    return AccumulateGrad(k) if rt.look(_S, k, LOOK_NODE) < 0 else Node(k)
+    index = rt.look(_S, k, LOOK_NODE)
+    if index >= 0 and getattr(OPS[rt.look(_S, k, LOOK_OP)], "part_of_node", False):
+        return node_of(read_row(index).inputs[0])
+    node = _nodes.get(k)
+    if node is None or (index < 0) != isinstance(node, AccumulateGrad):
+        node = _nodes[k] = AccumulateGrad(k) if index < 0 else Node(k)
+    return node
 
 
 def _output_number(k: int) -> int:
@@ -187,7 +214,7 @@ def register_hook(self: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Remo
     tensor([6., 6.])
     """
     if not self.requires_grad:
-        raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+        raise RuntimeError(errors.HOOK_NO_GRAD)
     return RemovableHandle(attach(self._id).hooks, hook)
 
 
@@ -198,7 +225,7 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], No
         RuntimeError: if the tensor does not require grad or is no leaf.
     """
     if not self.requires_grad:
-        raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+        raise RuntimeError(errors.HOOK_NO_GRAD)
     if not self.is_leaf:
         raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
     return RemovableHandle(attach(self._id).accumulated, hook)
@@ -225,12 +252,12 @@ class _ManyHandles:
 
 
 def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable, *, mode: str = "all") -> _ManyHandles:
-    """Call a hook once the gradients of several tensors have been computed.
+    """Call a hook once the gradients of several tensors have been computed in a backward.
 
     Args:
-        tensors: those that require grad count.
-        fn: with mode "all", called in each backward with a list of the gradients, None for tensors that got none, when those of
-            all the tensors that take part are there; with mode "any", with the first gradient computed.
+        tensors: tensors that require grad.
+        fn: with mode "all", called with a list of the gradients, None for tensors that got none, when those of all the tensors
+            that take part are there; with mode "any", with the first gradient computed.
         mode: "all" or "any".
 
     Returns:
@@ -238,42 +265,49 @@ def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable, *, mode: s
 
     Raises:
         ValueError: for another mode.
+        RuntimeError: if a tensor does not require grad.
     """
     if mode not in ("all", "any"):
         raise ValueError(f"Expects mode to be one of ('all', 'any') but got {mode}")
-    state: dict[str, Any] = {"sweep": None, "grads": {}}
+    tensors = tuple(tensors)
+    if not all(t.requires_grad for t in tensors):
+        raise RuntimeError(errors.HOOK_NO_GRAD)
+    ids = [t._id for t in tensors]  # which an in-place write to one of them would change
+    handles: list[RemovableHandle] = []
+    sweeps: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
     lock = threading.Lock()
 
-    def collected(position: int, g: Tensor) -> None:
-        from tapegrad.autograd.backward import current_sweep
+    def waited_for(sweep: Any) -> set[int]:
+        # tensors that take part; one that died may have left its id to another
+        attached = {p: attachment(k) for p, k in enumerate(ids) if k in sweep.reached}
+        return {p for p, a in attached.items() if a is not None and a.hooks is handles[p]._hooks}
 
+    def collected(position: int, g: Tensor) -> None:
         sweep = current_sweep()
         with lock:
-            if state["sweep"] is not sweep:
-                state.update(sweep=sweep, grads={}, waiting=None, called=False)
-            if mode == "any":
-                first, state["called"] = not state["called"], True
-            else:
-                if state["waiting"] is None:
-                    state["waiting"] = {p for p, t in enumerate(tensors) if t.requires_grad and t._id in sweep.reached}
-                state["grads"][position] = g
-                first = state["waiting"] <= set(state["grads"])
-        if first:
-            fn(g if mode == "any" else [state["grads"].get(p) for p in range(len(tensors))])
+            seen = sweeps.setdefault(sweep, {"grads": {}, "waiting": None})
+            called = bool(seen["grads"])
+            seen["grads"][position] = g
+            if mode == "all" and seen["waiting"] is None:
+                seen["waiting"] = waited_for(sweep)
+        if mode == "any":
+            if not called:
+                fn(g)
+        elif seen["waiting"] == set(seen["grads"]):
+            fn([seen["grads"].get(p) for p in range(len(ids))])
 
-    return _ManyHandles(
-        [register_hook(t, functools.partial(collected, p)) for p, t in enumerate(tensors) if t.requires_grad]
-    )
+    handles += [register_hook(t, functools.partial(collected, p)) for p, t in enumerate(tensors)]
+    return _ManyHandles(handles)
 
 
 # saved values
 
-_disabled = threading.local()
+_local = threading.local()
 
 
 def innermost_hooks() -> Any:
     """The `saved_tensors_hooks` block that packs what this thread saves now, None outside of one."""
-    hooks = getattr(_disabled, "hooks", ())
+    hooks = getattr(_local, "hooks", ())
     return hooks[-1] if hooks else None
 
 
@@ -281,12 +315,16 @@ class saved_tensors_hooks(contextlib.AbstractContextManager):
     """Within this block, have what operations save for backward packed, and unpacked when backward needs it.
 
     Args:
-        pack_hook: called with a detached tensor when it is saved; what it returns is kept instead.
+        pack_hook: called with a tensor when it is saved, not to be written to; what it returns is kept instead.
         unpack_hook: called with that in backward; must return a tensor of the same elements.
+
+    Raises:
+        TypeError: if a hook cannot be called.
+        RuntimeError: within `disable_saved_tensors_hooks`.
 
     >>> import tapegrad as tg
     >>> x = tg.ones(3, requires_grad=True)
-    >>> with tg.autograd.graph.saved_tensors_hooks(lambda t: t.numpy().copy(), lambda a: tg.from_numpy(a)):
+    >>> with tg.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().copy(), lambda a: tg.from_numpy(a)):
     ...     y = tg.exp(x).sum()
     >>> y.backward()
     >>> x.grad
@@ -294,73 +332,81 @@ class saved_tensors_hooks(contextlib.AbstractContextManager):
     """
 
     def __init__(self, pack_hook: Callable[[Tensor], Any], unpack_hook: Callable[[Any], Tensor]) -> None:
+        for hook in (pack_hook, unpack_hook):
+            if not callable(hook):
+                raise TypeError(f"saved_tensors_hooks takes two functions, but got {type(hook).__name__}")
         self.pack_hook, self.unpack_hook = pack_hook, unpack_hook
         self._open: list[contextlib.AbstractContextManager] = []
 
     def __enter__(self) -> None:
-        reason = getattr(_disabled, "reason", None)
+        reason = getattr(_local, "reason", None)
         if reason is not None:
             raise RuntimeError(reason)
-        before = getattr(_disabled, "hooks", ())
-        _disabled.hooks = (*before, self)
+        before = getattr(_local, "hooks", ())
+        _local.hooks = (*before, self)
         block = watching(self._pack_row)
         block.__enter__()
         self._open.append(block)
 
     def __exit__(self, *exception: Any) -> None:
         self._open.pop().__exit__(*exception)
-        _disabled.hooks = _disabled.hooks[:-1]
+        _local.hooks = _local.hooks[:-1]
 
     def _pack_row(self, index: int, out: int) -> None:
         if innermost_hooks() is not self:  # the innermost block packs
             return
-        recorded = rt.row(index)
-        saved = int(recorded["saved"])
-        if not saved or int(recorded["kept"]):
-            return
         row = read_row(index)
-        packed = {}
-        with set_grad_enabled(False):
-            for position, k in enumerate((*row.inputs, row.out)):
-                if saved >> position & 1 and k not in _constants():
-                    value = handle(k).detach()
-                    version = value._version
-                    packed[position] = (self.pack_hook(value), self.unpack_hook)
-                    if value._version != version:
-                        raise RuntimeError(
-                            "A saved tensor pack hook is modifying its input in place. Tensors provided as input to pack hook can "
-                            "not be modified by in-place operations as this can lead to unexpected side-effects. Please open an "
-                            "issue if you need to perform in-place operations on the input to a pack hook."
-                        )
-        if not packed:
+        # a trace keeps its values itself, to run the row again
+        if not row.saved or row.flags & structs.TRACED_ROW:
             return
+        constants = np.asarray(rt.state["const_buffer"])
+        packed = {}
         for position, k in enumerate((*row.inputs, row.out)):
-            if saved >> position & 1 and position not in packed:
-                kept = handle(k).detach()
-                packed[position] = (kept, _itself)
+            if not row.saved >> position & 1:
+                continue
+            # a Python number among the operands is no tensor to the user
+            number = position < 3 and bool((constants == k).any())
+            packed[position] = (handle(k).detach(), _itself) if number else self.pack(leaf(k), k == out)
         attach(out).packed = packed
         rt.free_saved(_S, index)
-        recorded = rt.row(index)
-        recorded["flags"] &= ~structs.FREED
+        rt.row(index)["flags"] &= ~structs.FREED
+
+    def pack(self, value: Tensor, result: bool = False) -> tuple[Any, Callable[[Any], Tensor]]:
+        """Pack one saved value; with `result`, one that the operation itself computed.
+
+        Returns:
+            What the pack hook made of it, and the hook that unpacks it.
+
+        Raises:
+            RuntimeError: if the pack hook wrote to it.
+        """
+        version = value._version
+        with set_grad_enabled(False):
+            packed = self.pack_hook(value)
+            if packed is value and result:
+                packed = value.detach()  # a result that keeps itself would never die
+        if value._version != version:
+            raise RuntimeError(
+                "A saved tensor pack hook is modifying its input in place. Tensors provided as input to pack hook cannot be modified "
+                "by in-place operations as this can lead to unexpected side-effects. Please open an issue if you need to perform "
+                "in-place operations on the input to a pack hook."
+            )
+        return packed, self.unpack_hook
 
 
 def _itself(value: Tensor) -> Tensor:
     return value
 
 
-def _constants() -> set[int]:
-    return set(np.asarray(rt.state["const_buffer"]).tolist())
-
-
 @contextlib.contextmanager
 def disable_saved_tensors_hooks(error_message: str) -> Iterator[None]:
     """Refuse `saved_tensors_hooks` within this block, with a message."""
-    before = getattr(_disabled, "reason", None)
-    _disabled.reason = error_message
+    before = getattr(_local, "reason", None)
+    _local.reason = error_message
     try:
         yield
     finally:
-        _disabled.reason = before
+        _local.reason = before
 
 
 class save_on_cpu(saved_tensors_hooks):

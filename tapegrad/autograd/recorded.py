@@ -1,32 +1,41 @@
-"""The reverse sweep over tensors: every derivative is itself an operation on the tape, to be differentiated again."""
+"""The reverse sweep over tensors, one row after the other.
+
+With `create_graph` every derivative is itself an operation on the tape, to be differentiated again. What such a sweep knows it
+keeps to itself: any number may be under way, within each other and beside the one that compiled code runs.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from tapegrad.autograd.anomaly_mode import check_for_nan, explain, is_anomaly_check_nan_enabled, is_anomaly_enabled
-from tapegrad.autograd.attached import attachment, run_after, run_hooks
+from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
 from tapegrad.autograd.rows import Row, RowOp, check_versions, operand_places, operands, parts_of, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META, LOOK_NODE
+from tapegrad.engine.tape import LOOK_NODE, LOOK_PRODUCER
 from tapegrad.tensor import Tensor
 
 _S = rt.S
-
-
-_KEEP = (structs.CAPTURE | structs.RETAIN_GRAD) << 8
+_RETAIN = structs.RETAIN_GRAD << 8
 
 
 class Adjoints:
-    """Adjoints by buffer id, and the rows still to be run, the last one first."""
+    """Adjoints by buffer id, and the rows still to be run, the last one first.
 
-    def __init__(self) -> None:
+    Args:
+        wanted: ids of results whose adjoints are kept.
+    """
+
+    def __init__(self, wanted: set[int]) -> None:
         self.of: dict[int, Tensor] = {}
         self._rows: list[int] = []
         self.leaves: list[int] = []
         self.kept: dict[int, Tensor] = {}
+        self._wanted = wanted
 
     def add(self, k: int, part: Tensor) -> None:
         """Add to the adjoint of a buffer."""
@@ -52,35 +61,45 @@ class Adjoints:
         while self._rows:
             row = read_row(-heapq.heappop(self._rows))
             g = self.of.pop(row.out)
-            attached = attachment(row.out)
-            if attached is not None:
-                g = run_hooks(attached, g)
-            if rt.look(_S, row.out, LOOK_META) & _KEEP:
+            if row.attached:
+                g = run_hooks(attachment(row.out), g)  # type: ignore[arg-type]
+            if row.meta & _RETAIN or row.out in self._wanted:
                 self.kept[row.out] = g
             yield row, g
 
 
 def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
-    """`parts_of` a row, after the hooks of its node."""
-    try:
-        parts = parts_of(row, g, need, connected)
-        if is_anomaly_enabled() and is_anomaly_check_nan_enabled():
-            check_for_nan(row.op.grad_name, parts)
-    except Exception:
-        if is_anomaly_enabled():
-            explain(row.op.grad_name, row.out)
-        raise
-    attached = attachment(row.out)
+    """`parts_of` a row, between the hooks of its node."""
+    arrived = row.op.arrived(row, g) if isinstance(row.op, RowOp) else (g,)
+    attached = attachment(row.out) if row.attached else None
+    if attached is not None and attached.before:
+        arrived = run_before(attached, arrived)
+    if is_anomaly_enabled():
+        parts = _watched_parts(row, arrived, need, connected)
+    else:
+        parts = parts_of(row, arrived, need, connected)
     if attached is None or not attached.after:
         return parts
     places = operand_places(row)
-    changed = run_after(attached, [parts[p] if p < len(parts) else None for p in places], g)
+    changed = run_after(attached, [parts[p] if p < len(parts) else None for p in places], arrived)
     return [changed[places.index(p)] if p in places else None for p in range(max(places, default=-1) + 1)]
+
+
+def _watched_parts(row: Row, arrived: Sequence[Tensor | None], need: int, connected: bool) -> Sequence[Tensor | None]:
+    # under anomaly detection
+    try:
+        parts = parts_of(row, arrived, need, connected)
+        if is_anomaly_check_nan_enabled():
+            check_for_nan(row.op.grad_name, parts)
+    except Exception:
+        explain(row.op.grad_name, row.out)
+        raise
+    return parts
 
 
 def free_attached(row: Row) -> None:
     """Free, as `free_saved` does, what pack hooks and the user's functions keep for a row."""
-    attached = attachment(row.out)
+    attached = attachment(row.out) if row.attached else None
     if attached is None:
         return
     if isinstance(row.op, RowOp):
@@ -91,17 +110,42 @@ def free_attached(row: Row) -> None:
         recorded["flags"] |= structs.FREED
 
 
-def sweep_over_tensors(roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool) -> Adjoints:
-    """Run the reverse sweep from roots with their adjoints; buffers that a selective sweep wants must be marked.
+def paths(roots: Sequence[Tensor], wanted: Sequence[Tensor]) -> set[int]:
+    """Ids of the buffers through which gradients flow from roots to wanted tensors, and of these; others may be among them."""
+    ids = np.array([t._id for t in wanted], np.int64)
+    last = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
+    first = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
+    found = np.empty(max(last - first + 1, 0), np.int64)
+    count = rt.find_paths(_S, ids.ctypes.data, ids.size, first, last, found.ctypes.data)
+    return {*ids.tolist(), *found[:count].tolist()}
+
+
+def _needed(row: Row, reach: set[int] | None) -> int:
+    # the need mask of a row, less what a selective sweep does not ask for
+    need = row.need
+    if reach is not None:
+        for position, k in enumerate(row.inputs):
+            if need >> position & 1 and k not in reach:
+                need &= ~(1 << position)
+        if need & 8 and reach.isdisjoint(row.extra):
+            need &= ~8
+    return need
+
+
+def sweep_over_tensors(
+    roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
+) -> Adjoints:
+    """Run the reverse sweep from roots with their adjoints, to the leaves, or to `wanted` tensors only.
 
     Returns:
-        The adjoints of leaves in `of`, and in `kept` those of results that keep them.
+        The adjoints of leaves in `of`, and in `kept` those of results that are wanted or keep them.
     """
-    adjoints = Adjoints()
+    adjoints = Adjoints({t._id for t in wanted or ()})
+    reach = None if wanted is None else paths(roots, wanted)
     for root, start in zip(roots, starts, strict=True):
         adjoints.add(root._id, start)
     for row, g in adjoints.rows():
-        need = rt.wanted_inputs(_S, row.index)
+        need = _needed(row, reach)
         if need == 0:
             continue
         try:

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tapegrad import dtypes, errors
 from tapegrad.autograd.attached import attachment
 from tapegrad.engine import structs
+from tapegrad.engine.paths import ROW_COUNT, ROW_FIRST_WORD, ROW_WORDS
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS, Op
 from tapegrad.ops.convert import clone
-from tapegrad.tensor import Size, Tensor, layout_facts, wrap
+from tapegrad.tensor import Size, Tensor, layout_facts, leaves, wrap
 
 _S = rt.S
 _FIELDS = ("in0", "in1", "in2")
 
 
 class RowOp(Op):
-    """An op whose derivative depends on what is attached to its row."""
+    """An op whose derivative depends on what is attached to its row.
 
-    def parts(self, row: Row, g: Tensor, need: int) -> Sequence[Tensor | None]:
+    Attributes:
+        part_of_node: to users its rows belong to the node of their operand.
+    """
+
+    part_of_node = False
+
+    def arrived(self, row: Row, g: Tensor) -> Sequence[Tensor | None]:
+        """The adjoints of all its results, of which `g` is that of the row's."""
+        return (g,)
+
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> Sequence[Tensor | None]:
         """What it adds to the adjoint of each of the row's `operands`."""
         raise NotImplementedError
 
@@ -50,33 +64,65 @@ class Row(NamedTuple):
     words: list[int]
     saved: int
     flags: int
+    need: int  # mask of the operands that gradients flow on to
+    stale: int  # mask of the values it holds that were written to since
+    attached: bool  # whether anything is attached to the result
+    meta: int  # of the result
+    metas: tuple[int, int, int]  # of the three operands
 
 
 def read_row(index: int) -> Row:
     """The row at an index of the tape."""
-    row = rt.row(index)
-    op = OPS[int(row["op"])]
-    assert op is not None
-    words = attribute_words(int(row["attr"]))
-    count = words[0] if words else 0
+    block = _block()
+    size = rt.describe_row(_S, index, block.address)
+    if size > ROW_WORDS:
+        return _read_long_row(index, size)
+    return _row(index, block.array[:size].tolist())
+
+
+def _row(index: int, words: list[int]) -> Row:
+    code, flags, saved, need, stale, attached, out, meta, a, ma, b, mb, c, mc, extra = words[:ROW_COUNT]
+    first = ROW_FIRST_WORD + extra
     return Row(
         index,
-        op,
-        int(row["out"]),
-        tuple(int(row[f]) for f in _FIELDS),
-        words[1 : count + 1],
-        words[count + 1 :],
-        int(row["saved"]),
-        int(row["flags"]),
+        OPS[code],  # type: ignore[arg-type]
+        out,
+        (a, b, c),
+        words[ROW_FIRST_WORD:first],
+        words[first:],
+        saved,
+        flags,
+        need,
+        stale,
+        bool(attached),
+        meta,
+        (ma, mb, mc),
     )
 
 
-def attribute_words(address: int) -> list[int]:
-    """The words of an attribute block after its size."""
-    if not address:
-        return []
-    size = ctypes.c_int64.from_address(address).value
-    return list((ctypes.c_int64 * size).from_address(address))[1:]
+class _Block:
+    # memory that a thread has rows described in
+    def __init__(self) -> None:
+        self.array = np.zeros(ROW_WORDS, np.int64)
+        self.address: int = self.array.__array_interface__["data"][0]
+
+
+_blocks = threading.local()
+
+
+def _block() -> _Block:
+    try:
+        return _blocks.block
+    except AttributeError:
+        _blocks.block = _Block()
+        return _blocks.block
+
+
+def _read_long_row(index: int, size: int) -> Row:
+    # the fixed words are there; many operands or attributes are read from the attribute block itself
+    head = _block().array[:ROW_FIRST_WORD].tolist()
+    attributes = (ctypes.c_int64 * (size - ROW_FIRST_WORD)).from_address(int(rt.row(index)["attr"]) + 16)
+    return _row(index, [*head, *attributes])
 
 
 def shape_of(k: int) -> Size:
@@ -97,6 +143,13 @@ def handle(k: int) -> Tensor:
     return made
 
 
+def leaf(k: int) -> Tensor:
+    """The tensor of a leaf: the user's own one if that still is."""
+    known = leaves.get(k)
+    t = known() if known is not None else None
+    return t if t is not None and t._id == k else handle(k)
+
+
 def operands(row: Row) -> tuple[int, ...]:
     """Ids of all operands of a row, 0 where absent or not kept."""
     return (*row.inputs, *row.extra)
@@ -105,19 +158,21 @@ def operands(row: Row) -> tuple[int, ...]:
 def operand_places(row: Row) -> list[int]:
     """Where in `operands` the row's operands stand, as users count them."""
     inline = getattr(row.op, "arity", 0) or len(getattr(row.op, "inputs", ())) or sum(1 for k in row.inputs if k)
-    return [*range(0 if row.extra else inline), *range(3, 3 + len(row.extra))]
+    differentiable = int(rt.ops[row.op.code]["differentiable"])
+    return [*(p for p in range(inline) if differentiable >> p & 1), *range(3, 3 + len(row.extra))]
 
 
 def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     """What a row saved: its three operands and its result, None where not saved; detached unless `connected`."""
-    attached = attachment(row.out)
-    packed = attached.packed if attached is not None and attached.packed else {}
+    attached = attachment(row.out) if row.attached else None
+    packed = attached.packed if attached is not None else None
+    saved = row.saved
     found: list[Tensor | None] = []
     for position, k in enumerate((*row.inputs, row.out)):
-        if position in packed:
-            value = _unpacked(*packed[position])
+        if packed and position in packed:
+            value = unpacked(*packed[position], shape_of(k), dtype_of(k))
             found.append(_at_place_of(value, k) if connected else value)
-        elif row.saved >> position & 1:
+        elif saved >> position & 1:
             value = handle(k)
             found.append(value if connected else value.detach())
         else:
@@ -125,13 +180,18 @@ def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     return found
 
 
-def _unpacked(value: Any, unpack: Callable) -> Tensor:
+def unpacked(value: Any, unpack: Callable, shape: Size, dtype: dtypes.dtype) -> Tensor:
+    """What an unpack hook gives back for a saved value.
+
+    Raises:
+        TypeError, RuntimeError: if that is no tensor of the value's shape and kind.
+    """
     made = unpack(value)
     if not isinstance(made, Tensor):
-        raise TypeError(
-            f"Output of saved tensor unpack_hook expected to be a Tensor but got result of type {type(made)}"
-        )
-    return made
+        raise TypeError(errors.UNPACKED_TYPE.format(type(made).__name__))
+    if made.shape != shape or made.dtype.is_floating_point != dtype.is_floating_point:
+        raise RuntimeError(errors.UNPACKED_LIKE.format(dtype, list(shape), made.dtype, list(made.shape)))
+    return made.to(dtype)
 
 
 def _at_place_of(value: Tensor, k: int) -> Tensor:
@@ -143,30 +203,39 @@ def _at_place_of(value: Tensor, k: int) -> Tensor:
     return made
 
 
-def parts_of(row: Row, g: Tensor, need: int, connected: bool) -> list[Tensor | None]:
+def parts_of(row: Row, arrived: Sequence[Tensor | None], need: int, connected: bool) -> list[Tensor | None]:
     """What a row adds to the adjoint of each of its `operands`, in its shape and dtype; None where nothing is wanted.
 
     Args:
         row: the row.
-        g: the adjoint of its result.
+        arrived: the adjoint of its result, of several for a user's function; None where there is none.
         need: mask of operands to answer for.
         connected: whether the parts depend on the saved values too.
     """
-    if row.op.kind == structs.VIEW:
-        return [place_back(g, row.words, shape_of(row.inputs[0]))]
-    if isinstance(row.op, RowOp):
-        parts = row.op.parts(row, g, need)
+    op, g = row.op, arrived[0]
+    if isinstance(op, RowOp):
+        parts = op.parts(row, arrived, need)
+    elif g is None:
+        return []
+    elif op.kind == structs.VIEW:
+        return [place_back(g, row.words, layout_facts(row.metas[0] >> 16)[0])]
     else:
-        parts = row.op.reverse(g, need, saved_values(row, connected), row.words)
+        parts = op.reverse(g, need, saved_values(row, connected), row.words)
     found: list[Tensor | None] = []
-    for position, k in enumerate(operands(row)):
-        part = parts[position] if position < len(parts) else None
-        wanted = need >> position & 1 if position < 3 else need & 8
-        if part is None or not wanted or not k or not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
+    for position, part in enumerate(parts):
+        if part is None or not need >> min(position, 3) & 1:
             found.append(None)
-        else:
-            found.append(conform(part, shape_of(k), dtype_of(k)))
+            continue
+        meta = row.metas[position] if position < 3 else rt.look(_S, row.extra[position - 3], LOOK_META)
+        found.append(_like(part, meta) if meta >> 8 & structs.REQUIRES_GRAD else None)
     return found
+
+
+def _like(part: Tensor, meta: int) -> Tensor:
+    own = rt.look(_S, part._id, LOOK_META)
+    if own >> 16 == meta >> 16 and not (own ^ meta) & 0xFF:
+        return part
+    return conform(part, layout_facts(meta >> 16)[0], dtypes.ALL[meta & 0xFF])
 
 
 def conform(part: Tensor, shape: Size, dtype: dtypes.dtype) -> Tensor:
@@ -195,14 +264,9 @@ def check_versions(row: Row) -> None:
     """
     if row.flags & structs.FREED:
         raise RuntimeError(errors.BACKWARD_TWICE)
-    if not row.saved:
-        return
-    recorded = rt.row(row.index)
-    for position, k in enumerate((*row.inputs, row.out)):
-        if row.saved >> position & 1:
-            version = int(rt.storage(int(rt.buffer(k)["storage"]))["version"])
-            if version != int(recorded[f"version{position}"]):
-                raise RuntimeError(modified(row.index, position))
+    stale = row.stale & row.saved
+    if stale:
+        raise RuntimeError(modified(row.index, (stale & -stale).bit_length() - 1))
 
 
 def _last_writer(storage: int) -> int:

@@ -15,6 +15,7 @@ from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.ops import _reading
 from tapegrad.ops._view import as_strided_op
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
@@ -42,6 +43,16 @@ def transforming() -> Iterator[None]:
                 rt.state["trace_mask"] = 0
 
 
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Operations are recorded, also where the caller switched gradients off or is in inference mode."""
+    before = rt.set_mode(_S, 0)
+    try:
+        yield
+    finally:
+        rt.set_mode(_S, before)
+
+
 def depth() -> int:
     """How many transformations this thread is in."""
     return getattr(_local, "depth", 0)
@@ -52,10 +63,19 @@ def sampling(batch: Any, randomness: str) -> Iterator[None]:
     """This thread runs a function on the first sample of a batch: values must not steer it."""
     before = getattr(_local, "samples", ())
     _local.samples = (*before, (batch, randomness))
+    with _lock:
+        _reading.sampling += 1
     try:
         yield
     finally:
         _local.samples = before
+        with _lock:
+            _reading.sampling -= 1
+
+
+def samples_carry_gradients() -> bool:
+    """Whether the sample this thread runs a function on stands for tensors that require grad."""
+    return any(t.requires_grad for batch, _ in getattr(_local, "samples", ()) for t in batch.values.values())
 
 
 def refuse_reading(t: Tensor) -> None:
@@ -162,11 +182,10 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
     Raises:
         RuntimeError: as in backward.
     """
-    recorded = rt.row(row.index)
-    ids = (*row.inputs, row.out)
+    if not row.stale:
+        return
     for position in positions:
-        k = ids[position]
-        if k and int(rt.storage(int(rt.buffer(k)["storage"]))["version"]) != int(recorded[f"version{position}"]):
+        if row.stale >> position & 1:
             raise RuntimeError(modified(row.index, position))
 
 

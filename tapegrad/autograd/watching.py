@@ -1,69 +1,80 @@
-"""Seeing each operation as it is recorded: the engine calls back for every new row while somebody watches.
+"""Seeing each operation as it is recorded: while somebody watches, the entry points that record are called through here.
 
-Nobody watching costs the engine one comparison a row.
+Nobody watching costs the engine one comparison in methods without a Python frame, which then step aside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_PRODUCER
 
+_S = rt.S
 _local = threading.local()
 _lock = threading.Lock()
 _watching = 0
+# entry points that put a row on the tape
+_RECORDING = ("record", "record_scalar", "record_kernel", "record_planned", "record_view", "record_on", "share_leaf")
+_unwatched: dict[str, Callable[..., Any]] = {}
 
 
-def _called(S: int, index: int, out: int, unused: int) -> None:
-    watchers = getattr(_local, "watchers", ())
-    if not watchers:
-        return
-    # what a watcher records itself is not watched
-    _local.watchers = ()
-    try:
-        for watcher in watchers:
-            watcher(index, out)
-    except BaseException as error:
-        _raise_soon(error)
-    finally:
-        _local.watchers = watchers
+def _watched(name: str, original: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(original)
+    def entry(S: int, first: int, *others: Any) -> int:
+        answer = original(S, first, *others)
+        watchers = getattr(_local, "watchers", ())
+        # while somebody watches, `record` writes in place only what it does not put on the tape
+        if answer <= 0 or not watchers or (name == "record" and first & structs.IN_PLACE):
+            return answer
+        k = answer & ~structs.TRACKED_VIEW
+        index = rt.look(S, k, LOOK_PRODUCER)
+        if index < 0:
+            return answer
+        # what a watcher records itself is not watched
+        _local.watchers = ()
+        try:
+            for watcher in watchers:
+                watcher(index, k)
+        except BaseException:
+            if name != "record_on":  # whose result is the caller's own
+                rt.release(S, k)
+            raise
+        finally:
+            _local.watchers = watchers
+        return answer
 
-
-def _raise_soon(error: BaseException) -> None:
-    # compiled code between here and the user's call carries no exception: it asks the interpreter to raise when that returns
-    kind = type(error)
-
-    def again(self: Any) -> None:
-        BaseException.__init__(self, *error.args)
-        self.__cause__ = error
-
-    twin = type(kind.__name__, (kind,), {"__init__": again, "__module__": kind.__module__})
-    _local.raised = twin  # kept alive until it is raised
-    rt.state["watch_thread"] = threading.get_ident()
-    rt.state["watch_error"] = id(twin)
-
-
-_callback = ctypes.PYFUNCTYPE(None, *[ctypes.c_int64] * 4)(_called)
+    return entry
 
 
 @contextlib.contextmanager
 def watching(watcher: Callable[[int, int], None]) -> Iterator[None]:
-    """Have ``watcher(index of the row, id of its result)`` called for what this thread records within the block."""
-    global _watching
+    """Have ``watcher(index of the row, id of its result)`` called for what this thread records within the block.
+
+    What it raises is raised by the operation, which is then not recorded.
+    """
     before = getattr(_local, "watchers", ())
     _local.watchers = (*before, watcher)
-    with _lock:
-        _watching += 1
-        rt.state["watcher"] = ctypes.cast(_callback, ctypes.c_void_p).value
+    _count(1)
     try:
         yield
     finally:
         _local.watchers = before
-        with _lock:
-            _watching -= 1
-            if not _watching:
-                rt.state["watcher"] = 0
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _watching
+    with _lock:
+        if not _watching:
+            _unwatched.update({name: getattr(rt, name) for name in _RECORDING})
+            vars(rt).update({name: _watched(name, _unwatched[name]) for name in _RECORDING})
+        _watching += change
+        if not _watching:
+            vars(rt).update(_unwatched)
+        rt.state["watched"] = _watching > 0

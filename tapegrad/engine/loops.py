@@ -25,6 +25,9 @@ DTYPES = (
     ("bool", 1, "u8"),
 )
 
+# an operand of a loop: its name, and its dtype code or None for a number
+Operand = tuple[str, int | None]
+
 _NAMES = [
     "internal",
     "state_at",
@@ -61,13 +64,15 @@ def _variants(inputs: int) -> list[tuple[int, ...]]:
     return [(1, 1, 1), (1, 0, 0), (1, 1, 0)]
 
 
-def _loop(
-    target: str, operands: Sequence[tuple[str, int]], steps: Sequence[int | str], call: str, how: str
-) -> list[str]:
-    """Lines of one loop: `operands` are (name, dtype); a step of 0 hoists the operand, 1 runs along, a name is a stride."""
+def _loop(target: str, operands: Sequence[Operand], steps: Sequence[int | str], call: str, how: str) -> list[str]:
+    """Lines of one loop: a step of 0 hoists the operand, 1 runs along, a name is a stride; numbers have none."""
     lines, arguments = [], []
-    for (name, dtype), step in zip(operands, steps, strict=True):
-        if step == 0:
+    left = iter(steps)
+    for name, dtype in operands:
+        step = 0 if dtype is None else next(left)
+        if dtype is None:
+            arguments.append(name)
+        elif step == 0:
             lines.append(f"{name}_0 = {_read(name, dtype, '0')}")
             arguments.append(f"{name}_0")
         else:
@@ -80,22 +85,24 @@ def _loop(
 def _span(
     name: str,
     target: tuple[str, int],
-    operands: Sequence[tuple[str, int]],
-    variants,
+    operands: Sequence[Operand],
+    variants: Sequence[tuple[int, ...]],
     call: str,
     reverse: bool,
     in_place: bool = False,
 ) -> str:
-    """A function that runs `call` along one stretch of every operand."""
+    """A function that runs `call` along one stretch of every operand; `variants` are steps of those that are no numbers."""
     out, out_dtype = target
+    streams = [(n, d) for n, d in operands if d is not None]
     names = [n for n, _ in operands]
-    parameters = [out, *names, "count", *(["write"] if reverse else [f"s_{out}"]), *(f"s_{n}" for n in names)]
+    strides = [f"s_{n}" for n, _ in streams]
+    parameters = [out, *names, "count", "write" if reverse else f"s_{out}", *strides]
     # LLVM vectorises a loop whose result may overlap an operand only behind a check, which the very same elements fail
     lines = [f"same = {out} == {names[0]}"] if in_place else []
-    lines += [f"{n} = {DTYPES[d][2]}({n})" for n, d in [target, *operands]]
+    lines += [f"{n} = {DTYPES[d][2]}({n})" for n, d in [target, *streams]]
     hows = ("=", "+=") if reverse else ("=",)
     for variant in variants:
-        guard = [f"s_{n} == {s}" for n, s in zip(names, variant, strict=True)]
+        guard = [f"{stride} == {s}" for stride, s in zip(strides, variant, strict=True)]
         if not reverse:
             guard.insert(0, f"s_{out} == 1")
         lines.append(f"if {' and '.join(guard) or 'True'}:")
@@ -111,7 +118,6 @@ def _span(
                 indent = "        "
             lines += [indent + line for line in _loop(f"{out}[i]", operands, variant, call, how)]
         lines.append("    return")
-    strides = [f"s_{n}" for n in names]
     if reverse:
         lines.append("if write == 1:")
         lines += ["    " + line for line in _loop(f"{out}[i]", operands, strides, call, "=")]
@@ -119,8 +125,11 @@ def _span(
         lines += ["    " + line for line in _loop(f"{out}[i]", operands, strides, call, "+=")]
     else:
         lines += _loop(f"{out}[i * s_{out}]", operands, strides, call, "=")
-    body = "\n".join("    " + line for line in lines)
-    return f"@internal\ndef {name}({', '.join(parameters)}):\n{body}\n"
+    return f"@internal\ndef {name}({', '.join(parameters)}):\n{_indented(lines, 1)}"
+
+
+def _indented(lines: Sequence[str], levels: int) -> str:
+    return "".join("    " * levels + line + "\n" for line in lines)
 
 
 def forward_source(
@@ -174,16 +183,15 @@ def reverse_source(
         g_position: operand whose plan g follows: 0 (like the adjoint) or 4 (like the result).
         parameters: operands read from the attribute block as float64, from word 5 on.
     """
-    dtypes = dict(inputs) | {"g": out_dtype, "out": out_dtype}
+    dtypes: dict[str, int | None] = dict(inputs) | {"g": out_dtype, "out": out_dtype} | dict.fromkeys(parameters)
     position = {n: k + 1 for k, (n, _) in enumerate(inputs)} | {"out": 4, "g": g_position}
-    spans, calls_flat, calls_strided = [], [], []
-    used_names: list[str] = []
+    spans: list[str] = []
+    calls_flat: list[str] = []
+    calls_strided: list[str] = []
+    read: list[str] = []
     for slot, scalar, used in partials:
-        constants = [u for u in used if u in parameters]
-        streams = [u for u in used if u not in parameters]
-        used_names += [u for u in streams if u not in used_names and u != "g"]
-        operands = [(u, dtypes[u]) for u in streams]
-        adjoint = (f"adjoint{slot}", inputs[slot][1])
+        streams = [u for u in used if dtypes[u] is not None]
+        read += [u for u in streams if u not in read and u != "g"]
         variants = [tuple(1 for _ in streams)]
         if g_position == 4:
             # along reduced dims g and the result stand still, along kept ones everything moves
@@ -196,44 +204,25 @@ def reverse_source(
         elif len(inputs) == 3:
             first = inputs[0][0]
             variants.append(tuple(int(u in ("g", "out", first)) for u in streams))
-        variants = list(dict.fromkeys(variants))
-        text = _span(f"{name}_span{slot}", adjoint, operands, variants, f"{scalar}_call", True)
-        signature = f"def {name}_span{slot}({adjoint[0]}, "
-        if constants:
-            text = text.replace(signature, signature + "".join(f"{c}, " for c in constants))
-            order = ", ".join(used)
-            text = text.replace(f"{scalar}_call(", f"{scalar}_call({', '.join(constants)}, ")
-            spans.append(
-                f"@internal\ndef {scalar}_call({', '.join([*constants, *streams])}):\n    return {scalar}({order})\n"
-            )
-        else:
-            text = text.replace(f"{scalar}_call(", f"{scalar}(")
-        spans.append(text)
-        size = DTYPES[inputs[slot][1]][1]
-        head = "".join(f"{c}, " for c in constants)
-        flat = [f"a{slot} + start * {size}", *[]]
-        flat_operands = [f"{u} + start * step[{position[u]}] * {DTYPES[dtypes[u]][1]}" for u in streams]
-        strided_operands = [f"{u} + outer_offset(S, {position[u]}, j) * {DTYPES[dtypes[u]][1]}" for u in streams]
-        steps = ", ".join(f"step[{position[u]}]" for u in streams)
-        steps = f", {steps}" if steps else ""
-        joined = ", ".join(["", *flat_operands]) if streams else ""
-        calls_flat.append(
-            f"        if store[{slot}] >= 0:\n"
-            f"            {name}_span{slot}({flat[0]}, {head}{joined[2:]}{', ' if streams else ''}stop - start, store[{slot}]{steps})\n"
-        )
-        joined = ", ".join(strided_operands) + (", " if streams else "")
-        calls_strided.append(
-            f"        if store[{slot}] >= 0:\n"
-            f"            {name}_span{slot}(a{slot} + outer_offset(S, 0, j) * {size}, {head}{joined}s.inner, store[{slot}]{steps})\n"
-        )
-    lines = []
-    for n in used_names:
-        field = "out" if n == "out" else f"in{[m for m, _ in inputs].index(n)}"
-        lines.append(f"    {n} = buffer_at(s.buffers + r.{field} * BUFFER_SIZE).data\n")
-    for slot, _, _ in partials:
-        lines.append(f"    a{slot} = i64(S + ADJOINT_OFFSET)[{slot}]\n")
-    for k, parameter in enumerate(parameters):
-        lines.append(f"    {parameter} = f64(r.attr)[{5 + k}]\n")
+        span, target = f"{name}_span{slot}", (f"adjoint{slot}", inputs[slot][1])
+        operands = [(u, dtypes[u]) for u in used]
+        spans.append(_span(span, target, operands, list(dict.fromkeys(variants)), scalar, True))
+        steps = [f"step[{position[u]}]" for u in streams]
+        for calls, count, own, offset in (
+            (calls_flat, "stop - start", "start", "start * step[{}]"),
+            (calls_strided, "s.inner", "outer_offset(S, 0, j)", "outer_offset(S, {}, j)"),
+        ):
+            arguments = [f"a{slot} + {own} * {DTYPES[inputs[slot][1]][1]}"]
+            for u, d in operands:
+                arguments.append(u if d is None else f"{u} + {offset.format(position[u])} * {DTYPES[d][1]}")
+            calls += [
+                f"if store[{slot}] >= 0:",
+                f"    {span}({', '.join([*arguments, count, f'store[{slot}]', *steps])})",
+            ]
+    fields = {n: f"in{k}" for k, (n, _) in enumerate(inputs)} | {"out": "out"}
+    lines = [f"{n} = buffer_at(s.buffers + r.{fields[n]} * BUFFER_SIZE).data" for n in read]
+    lines += [f"a{slot} = i64(S + ADJOINT_OFFSET)[{slot}]" for slot, _, _ in partials]
+    lines += [f"{parameter} = f64(r.attr)[{5 + k}]" for k, parameter in enumerate(parameters)]
     # a block of both loops stays in the L1 cache
     return f"""{"".join(spans)}
 def {name}(S, row, first, last):
@@ -242,9 +231,9 @@ def {name}(S, row, first, last):
     step = i64(S + STEP_OFFSET)
     store = i64(S + STORE_OFFSET)
     g = buffer_at(s.buffers + r.out * BUFFER_SIZE).adj
-{"".join(lines)}    if s.flat:
+{_indented(lines, 1)}    if s.flat:
         for start in range(first, last, 1024):
             stop = min(start + 1024, last)
-{"".join(line.replace("        if", "            if").replace(f"            {name}_span", f"                {name}_span") for line in calls_flat)}        return
+{_indented(calls_flat, 3)}        return
     for j in range(first, last):
-{"".join(calls_strided)}"""
+{_indented(calls_strided, 2)}"""

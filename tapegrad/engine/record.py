@@ -5,11 +5,10 @@ then loads a kernel, inserts a cast, raises, and so on (see runtime.py).
 """
 
 from tapegrad.engine.layout import begin_plan, broadcast, contiguous_of, plan, same_shape
-from tapegrad.engine.memory import adopt_storage, allocate, deallocate, new_storage, release_storage
+from tapegrad.engine.leaves import constant
+from tapegrad.engine.memory import allocate, deallocate, new_storage
+from tapegrad.engine.modes import mode_of_thread
 from tapegrad.engine.structs import (
-    CONST_BUFFER_OFFSET,
-    CONST_KEY_OFFSET,
-    DETACHED,
     DTYPE_SLOTS,
     IN_PLACE,
     INFERENCE,
@@ -19,8 +18,6 @@ from tapegrad.engine.structs import (
     IS_VIEW,
     LEAF_WRITTEN,
     MIXED_DTYPES,
-    MODE_THREAD_OFFSET,
-    MODE_VALUE_OFFSET,
     NATIVE_AFTER,
     NEEDS_KERNEL,
     NEEDS_NATIVE,
@@ -53,11 +50,7 @@ from tapegrad.engine.structs import (
     buffer_of,
     call_kernel,
     call_parallel,
-    f32,
-    float_of,
     i8,
-    i16,
-    i32,
     i64,
     internal_inline,
     internal_words,
@@ -65,66 +58,24 @@ from tapegrad.engine.structs import (
     layout_of,
     op_of,
     row_at,
-    row_of,
     shape_of,
     state_at,
     storage_of,
     strides_of,
-    thread_id,
-    u8,
 )
 from tapegrad.engine.tape import (
     commit_row,
     free_block,
+    move_grad,
     new_buffer,
     release,
     reserve_buffer,
     reserve_row,
-    retain,
     view_attributes,
 )
 
 # work worth sharing among threads, in quarter nanoseconds: waking them costs about 50 microseconds
 PARALLEL_WORK = 600_000
-
-
-@internal_words
-def mode_of_thread(S):
-    """The grad mode of the calling thread: 0, or NO_GRAD_MODE and INFERENCE_MODE bits."""
-    s = state_at(S)
-    if s.mode_count == 0:
-        return 0
-    me = thread_id()
-    for k in range(s.mode_count):
-        if i64(S + MODE_THREAD_OFFSET)[k] == me:
-            return i64(S + MODE_VALUE_OFFSET)[k]
-    return 0
-
-
-@internal_words
-def set_mode(S, value):
-    """Set the grad mode of the calling thread; returns the mode before, -1 if too many threads differ from the default."""
-    s = state_at(S)
-    threads = i64(S + MODE_THREAD_OFFSET)
-    values = i64(S + MODE_VALUE_OFFSET)
-    me = thread_id()
-    for k in range(s.mode_count):
-        if threads[k] == me:
-            before = values[k]
-            if value == 0:
-                s.mode_count -= 1
-                threads[k] = threads[s.mode_count]
-                values[k] = values[s.mode_count]
-            else:
-                values[k] = value
-            return before
-    if value:
-        if s.mode_count == 64:
-            return -1
-        threads[s.mode_count] = me
-        values[s.mode_count] = value
-        s.mode_count += 1
-    return 0
 
 
 @internal_words
@@ -151,49 +102,6 @@ def is_stale(S, k):
     if b.flags & IS_VIEW and b.storage:
         return storage_of(S, b.storage).graph_version != b.stamp
     return False
-
-
-@internal_words
-def constant(S, bits, dtype):
-    """Id of a 0-d buffer with the float64 (floating dtypes) or int64 `bits`; kept in a direct-mapped cache."""
-    slot = ((bits * 0x9E3779B97F4A7C1 + dtype) >> 17) & 1023
-    keys = i64(S + CONST_KEY_OFFSET)
-    known = i64(S + CONST_BUFFER_OFFSET)
-    if known[slot]:
-        if keys[slot] == bits and buffer_of(S, known[slot]).dtype == dtype:
-            return known[slot]
-        release(S, known[slot])
-        known[slot] = 0
-    if not reserve_buffer(S):
-        return NO_MEMORY
-    storage = new_storage(S, 8)
-    if storage == 0:
-        return NO_MEMORY
-    data = storage_of(S, storage).base
-    if dtype == 0:
-        f32(data)[0] = float_of(bits)
-    elif dtype == 1 or dtype == 5:
-        i64(data)[0] = bits
-    elif dtype == 4:
-        i32(data)[0] = bits
-    elif dtype == 3:
-        i16(data)[0] = bits
-    elif dtype == 2:
-        i8(data)[0] = bits
-    else:
-        u8(data)[0] = bits
-    known[slot] = new_buffer(S, storage, data, 1, dtype)
-    keys[slot] = bits
-    return known[slot]
-
-
-@internal_words
-def new_constant(S, bits, dtype):
-    """`constant` with a handle for the caller."""
-    k = constant(S, bits, dtype)
-    if k > 0:
-        retain(S, k)
-    return k
 
 
 @internal_inline
@@ -311,7 +219,7 @@ def record(S, op, a, b, c):
             return SELF_OVERLAP
         if (b and _overlaps_partly(S, a, b)) or (c and _overlaps_partly(S, a, c)):
             return PARTIAL_OVERLAP
-        if saved & 1:
+        if saved & 1 or ((need or traced) and s.watched):
             return NEEDS_OLD_VALUE
         if traced and (not A.flags & TRACED or i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
             return NEEDS_OLD_VALUE
@@ -348,8 +256,8 @@ def record(S, op, a, b, c):
         if need or traced:
             shared.refs += 1
             out = new_buffer(S, storage, A.data, la, dtype)
-            O = buffer_of(S, out)
-            O.flags = buffer_of(S, a).flags & IS_VIEW
+            buffer_of(S, out).flags = buffer_of(S, a).flags & IS_VIEW
+            move_grad(S, a, out)
         r.out = out
         run_kernel(S, kernel, row, items, work)
         shared = storage_of(S, storage)
@@ -389,78 +297,6 @@ def record_scalar(S, op, a, value):
         return c
     back = op & REVERSED
     return record(S, op & ~REVERSED, c if back else a, a if back else c, 0)
-
-
-@internal_words
-def new_leaf(S, layout, dtype):
-    """Id of a new buffer with uninitialised memory of its own, contiguous as `layout` is."""
-    if not reserve_buffer(S):
-        return NO_MEMORY
-    storage = new_storage(S, layout_of(S, layout).elements * itemsize(dtype))
-    if storage == 0:
-        return NO_MEMORY
-    k = new_buffer(S, storage, storage_of(S, storage).base, layout, dtype)
-    if mode_of_thread(S) & INFERENCE_MODE:
-        buffer_of(S, k).flags |= INFERENCE
-    return k
-
-
-@internal_words
-def adopt_leaf(S, data, base, nbytes, owner, layout, dtype):
-    """Id of a new buffer over foreign memory that `owner` (a referenced PyObject*) keeps alive."""
-    if not reserve_buffer(S):
-        return NO_MEMORY
-    storage = adopt_storage(S, base, nbytes, owner, 0)
-    if storage == 0:
-        return NO_MEMORY
-    return new_buffer(S, storage, data, layout, dtype)
-
-
-@internal_words
-def share_leaf(S, a, own_version):
-    """Id of a new leaf over the memory of buffer `a`.
-
-    Args:
-        S: the state.
-        a: the buffer.
-        own_version: 1 for in-place writes to one not to count for the other; 2 for no record of it even where `a` is traced.
-    """
-    if not reserve_buffer(S):
-        return NO_MEMORY
-    A = buffer_of(S, a)
-    storage = A.storage
-    storage_of(S, storage).refs += 1
-    if own_version == 1:
-        shared = storage_of(S, storage)
-        alias = adopt_storage(S, shared.base, shared.bytes, 0, storage)
-        if alias == 0:
-            release_storage(S, storage)
-            return NO_MEMORY
-        storage = alias
-    A = buffer_of(S, a)
-    k = new_buffer(S, storage, A.data, A.layout, A.dtype)
-    A = buffer_of(S, a)
-    buffer_of(S, k).flags = A.flags & INFERENCE
-    if A.flags & state_at(S).trace_mask and own_version != 2:
-        if not reserve_row(S):
-            release(S, k)
-            return NO_MEMORY
-        attr = view_attributes(S, contiguous_of(S, A.layout), 0)
-        if attr == 0:
-            release(S, k)
-            return NO_MEMORY
-        s = state_at(S)
-        row = s.rows + s.row_count * ROW_SIZE
-        r = row_at(row)
-        r.op = DETACHED
-        r.flags = 0
-        r.attr = attr
-        r.out = k
-        r.in0 = a
-        r.in1 = 0
-        r.in2 = 0
-        commit_row(S, row, 0, 0, TRACED)
-    return k
 
 
 @internal_words
@@ -591,86 +427,6 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
     else:
         free_block(S, attr)
     return out
-
-
-@internal_words
-def run_lanes(S, op, out, a, b, c, batch, steps, attr):
-    """Run an opcode's kernel once a sample, without recording.
-
-    Args:
-        S: the state.
-        op: the opcode, whose kernel is loaded.
-        out: buffer of the first sample's result.
-        a, b, c: buffers of the first sample's operands, 0 where absent.
-        batch: number of samples.
-        steps: address of the bytes from one sample to the next, of the result, the three operands and the further ones.
-        attr: attribute block of one sample.
-
-    Returns:
-        Whether there was memory.
-    """
-    s = state_at(S)
-    step = i64(steps)
-    extra = i64(attr)[1]
-    items = abs(i64(attr)[2 + extra])
-    merges = i64(attr)[2 + extra] < 0
-    if not reserve_row(S):
-        return False
-    row = s.rows + s.row_count * ROW_SIZE
-    r = row_at(row)
-    r.op = op
-    r.flags = 0
-    r.attr = attr
-    r.out = out
-    r.in0 = a
-    r.in1 = b
-    r.in2 = c
-    kernel = i64(s.forward)[op * DTYPE_SLOTS + buffer_of(S, a if a else out).dtype]
-    if merges:
-        s.scratch = allocate(S, items * 8)
-        if s.scratch == 0:
-            return False
-    ids = (out, a, b, c)
-    for sample in range(batch):
-        call_kernel(kernel, S, row, 0, items)
-        if merges:
-            call_kernel(kernel, S, row, -1, items)
-        direction = 1 if sample < batch - 1 else 1 - batch
-        for k in range(4):
-            if ids[k]:
-                buffer_of(S, ids[k]).data += direction * step[k]
-        for k in range(extra):
-            buffer_of(S, i64(attr)[2 + k]).data += direction * step[4 + k]
-    if merges:
-        deallocate(S, s.scratch, items * 8)
-    return True
-
-
-@internal_words
-def take_memory(S, a, k):
-    """Exchange the memory of buffers `a` and `k`: each keeps its place on the tape and takes the other's elements."""
-    A = buffer_of(S, a)
-    K = buffer_of(S, k)
-    A.storage, K.storage = K.storage, A.storage
-    A.data, K.data = K.data, A.data
-    A.layout, K.layout = K.layout, A.layout
-
-
-@internal_words
-def mark_written(S, k, recorded, view):
-    """Count an in-place write to the storage of buffer `k`; a recorded one makes other views of it stale."""
-    b = buffer_of(S, k)
-    storage = storage_of(S, b.storage)
-    storage.version += 1
-    if recorded:
-        storage.graph_version += 1
-        if view:
-            b.flags |= IS_VIEW
-        b.stamp = storage.graph_version
-        if b.producer >= 0:
-            r = row_of(S, b.producer)
-            if (r.saved | r.kept) & 8:
-                r.version3 = storage.version
 
 
 @internal_words

@@ -6,8 +6,10 @@ ends as soon as nothing is left, however long the tape below.
 """
 
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
-from tapegrad.engine.memory import adopt_storage, allocate, deallocate, drop_orphans
+from tapegrad.engine.memory import allocate, deallocate
+from tapegrad.engine.paths import enter_sweep, leave_sweep, wanted_inputs
 from tapegrad.engine.record import run_kernel, wants_threads
+from tapegrad.engine.settle import settle
 from tapegrad.engine.structs import (
     ADJ_IS_GRAD,
     ADJOINT_OFFSET,
@@ -31,7 +33,6 @@ from tapegrad.engine.structs import (
     ROW_SIZE,
     ROW_VERSIONS_OFFSET,
     SELECT,
-    SETTLE_PYTHON,
     STORE_OFFSET,
     SWEEP_BUSY,
     SWEEP_FREED,
@@ -55,13 +56,12 @@ from tapegrad.engine.structs import (
     memset,
     op_of,
     row_at,
-    row_of,
     shape_of,
     state_at,
     storage_of,
     strides_of,
 )
-from tapegrad.engine.tape import nbytes_of, new_buffer, release_saved, reserve_buffer
+from tapegrad.engine.tape import nbytes_of, release_saved
 
 # how a kernel treats an adjoint
 WRITE, ADD, UNWANTED = 1, 0, -1
@@ -88,7 +88,8 @@ def open_adjoint(S, k):
     b = buffer_of(S, k)
     if b.adj:
         return ADD
-    if b.producer < 0 and b.grad and not s.selective and not b.attached:
+    # not where Python may run meanwhile, and look at the gradient or replace it
+    if b.producer < 0 and b.grad and not s.selective and not s.attachments:
         grad = buffer_of(S, b.grad)
         plain = layout_of(S, grad.layout).contiguous == grad.layout
         if plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD:
@@ -205,87 +206,6 @@ def accumulate_adjoint(S, k, source):
         _accumulate(S, given.data, b.adj, layout_of(S, target).elements, b.dtype, write)
         return True
     return sum_to(S, given.data, given.layout, b.adj, target, b.dtype, write)
-
-
-@internal_words
-def wanted_inputs(S, index):
-    """The need mask of a row, less what a selective sweep does not ask for."""
-    s = state_at(S)
-    address = s.rows + index * ROW_SIZE
-    r = row_at(address)
-    need = r.need
-    if s.selective:
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        for k in range(3):
-            if need >> k & 1 and not buffer_of(S, inputs[k]).mark:
-                need &= ~(1 << k)
-        if need & 8:
-            found = False
-            for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark != 0
-            if not found:
-                need &= ~8
-    return need
-
-
-@internal_words
-def mark_paths(S, first, last):
-    """Mark every buffer that rows `first` to `last` compute from a marked one."""
-    s = state_at(S)
-    for index in range(first, last + 1):
-        address = s.rows + index * ROW_SIZE
-        r = row_at(address)
-        if r.flags & DEAD:
-            continue
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        found = False
-        for k in range(3):
-            if r.need >> k & 1:
-                found = found or buffer_of(S, inputs[k]).mark != 0
-        if r.need & 8:
-            for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark != 0
-        if found:
-            buffer_of(S, r.out).mark = 1
-
-
-@internal_words
-def reaches_other_leaf(S, k):
-    """Whether buffer `k` was computed from a leaf that requires grad and is not marked CAPTURE."""
-    s = state_at(S)
-    first = buffer_of(S, k).producer
-    found = 0
-    buffer_of(S, k).mark = 1
-    for index in range(first, -1, -1):
-        address = s.rows + index * ROW_SIZE
-        r = row_at(address)
-        if r.flags & DEAD or buffer_of(S, r.out).mark == 0:
-            continue
-        buffer_of(S, r.out).mark = 0
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        extra = i64(r.attr)[1] if r.attr and r.need & 8 else 0
-        for q in range(3 + extra):
-            if q < 3 and not r.need >> q & 1:
-                continue
-            operand = inputs[q] if q < 3 else i64(r.attr)[2 + q - 3]
-            b = buffer_of(S, operand)
-            if b.flags & CAPTURE or not b.flags & REQUIRES_GRAD:
-                continue
-            if b.producer < 0:
-                found = 1
-            else:
-                b.mark = 1
-    buffer_of(S, k).mark = 0
-    return found
-
-
-@internal_words
-def clear_marks(S, first, last):
-    """Undo `mark_paths`."""
-    for index in range(first, last + 1):
-        r = row_of(S, index)
-        if not r.flags & DEAD:
-            buffer_of(S, r.out).mark = 0
 
 
 @internal_words
@@ -533,107 +453,6 @@ def sweep(S, start):
 
 
 @internal_words
-def abandon(S, start):
-    """Free every adjoint a failed sweep left behind."""
-    s = state_at(S)
-    for index in range(start, -1, -1):
-        r = row_of(S, index)
-        out = buffer_of(S, r.out)
-        if not r.flags & DEAD and out.adj:
-            deallocate(S, out.adj, nbytes_of(S, out.layout, out.dtype))
-            out.adj = 0
-    while s.touched:
-        b = buffer_of(S, s.touched)
-        s.touched = b.link
-        b.flags &= ~LISTED
-        if b.adj:
-            if b.flags & ADJ_IS_GRAD:
-                b.flags &= ~ADJ_IS_GRAD
-            else:
-                deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
-            b.adj = 0
-    s.pending = 0
-
-
-@internal_words
-def adjoint_buffer(S, k):
-    """Turn the adjoint block of buffer `k` into a buffer of its own; its id, 0 if there is none or no memory."""
-    if buffer_of(S, k).adj == 0 or not reserve_buffer(S):
-        return 0
-    b = buffer_of(S, k)
-    layout = contiguous_of(S, b.layout)
-    storage = adopt_storage(S, b.adj, nbytes_of(S, layout, b.dtype), 0, 0)
-    if storage == 0:
-        return 0
-    b = buffer_of(S, k)
-    data = b.adj
-    b.adj = 0
-    return new_buffer(S, storage, data, layout, b.dtype)
-
-
-@internal_words
-def settle(S):
-    """Hand the adjoints of leaves and retained buffers over to their gradients: DONE, SWEEP_MEMORY, or SETTLE_PYTHON to have
-    the adjoint of the buffer in ``fault`` added to its gradient.
-
-    Buffers marked CAPTURE keep their adjoint for `adjoint_buffer`.
-    """
-    s = state_at(S)
-    enough = True
-    while s.touched:
-        k = s.touched
-        b = buffer_of(S, k)
-        s.touched = b.link
-        b.flags &= ~LISTED
-        if b.adj == 0:
-            continue
-        if b.flags & CAPTURE:
-            continue
-        if b.attached and b.producer < 0:
-            s.fault = k
-            return SETTLE_PYTHON
-        if b.flags & ADJ_IS_GRAD:
-            b.flags &= ~ADJ_IS_GRAD
-            b.adj = 0
-            grad = buffer_of(S, b.grad)
-            storage_of(S, grad.storage).version += 1
-        elif b.grad == 0:
-            g = adjoint_buffer(S, k)
-            buffer_of(S, k).grad = g
-            enough = enough and g != 0
-        else:
-            # a gradient that is not a plain block is added to out of place, over tensors
-            s.fault = k
-            return SETTLE_PYTHON
-    return DONE if enough else SWEEP_MEMORY
-
-
-@internal_words
-def adjoint_drop(S, k):
-    """Forget the adjoint of a result whose row is next, before it is given another one."""
-    b = buffer_of(S, k)
-    deallocate(S, b.adj, nbytes_of(S, b.layout, b.dtype))
-    b.adj = 0
-    state_at(S).pending -= 1
-
-
-@internal_words
-def adjoint_copy(S, k):
-    """A new buffer with a copy of the adjoint of buffer `k`; 0 without memory."""
-    if not reserve_buffer(S):
-        return 0
-    b = buffer_of(S, k)
-    layout = contiguous_of(S, b.layout)
-    size = nbytes_of(S, layout, b.dtype)
-    block = allocate(S, size)
-    if block == 0:
-        return 0
-    memcpy(block, b.adj, size)
-    storage = adopt_storage(S, block, size, 0, 0)
-    return new_buffer(S, storage, block, layout, b.dtype)
-
-
-@internal_words
 def sweep_from(S, k, source, retain):
     """A whole backward pass from buffer `k`, in one call where nothing asks for Python.
 
@@ -643,18 +462,12 @@ def sweep_from(S, k, source, retain):
     s = state_at(S)
     if s.sweeping:
         return SWEEP_BUSY
-    s.sweeping = 1
-    s.pending = 0
-    s.touched = 0
-    s.selective = 0
-    s.retain = retain
-    s.hooked = -1
+    enter_sweep(S, retain, 0)
     if not seed(S, k, source):
         return SWEEP_MEMORY
     outcome = sweep(S, buffer_of(S, k).producer)
     if outcome == DONE:
         outcome = settle(S)
         if outcome == DONE:
-            s.sweeping = 0
-            drop_orphans(S)
+            leave_sweep(S)
     return outcome

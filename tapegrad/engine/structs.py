@@ -168,9 +168,8 @@ STATE = np.dtype(
         ("peak_bytes", "i8"),
         ("free_blocks", "i8", SIZE_CLASSES),
         ("trace_mask", "i8"),  # TRACED while a transformation is under way, else 0
-        ("watcher", "i8"),  # called with each new row (a C function pointer), 0 if nobody watches
-        ("watch_error", "i8"),  # exception class a watcher wants raised, and in which thread
-        ("watch_thread", "i8"),
+        ("watched", "i8"),  # whether Python wants to see each new row: methods without a Python frame step aside
+        ("attachments", "i8"),  # buffers that Python attached something to
         ("dying", "i8"),  # stack of buffers whose last reference went
         ("orphans", "i8"),  # owners to release, a linked list of blocks
         ("mode_count", "i8"),
@@ -460,5 +459,4 @@ free = types.ExternalFunction("free", types.void(types.intp))
 memcpy = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.intp))
 memset = types.ExternalFunction("memset", types.intp(types.intp, types.int32, types.intp))
 thread_id = types.ExternalFunction("PyThread_get_thread_ident", types.intp())
-raise_in_thread = types.ExternalFunction("PyThreadState_SetAsyncExc", types.int32(types.uint64, types.intp))
 py_decref = types.ExternalFunction("Py_DecRef", types.void(types.intp))

@@ -6,14 +6,18 @@ gradients may still flow through the buffer. A row dies with its output, and let
 order, once more than half of it is dead.
 """
 
+import numpy as np
+
 from tapegrad.engine.layout import intern
 from tapegrad.engine.memory import adopt_storage, allocate, deallocate, release_storage
 from tapegrad.engine.structs import (
+    ADJ_IS_GRAD,
     BUFFER_SIZE,
     DEAD,
     IS_VIEW,
     LAYOUT_SIZE,
     REQUIRES_GRAD,
+    RETAIN_GRAD,
     ROW_INPUTS_OFFSET,
     ROW_SIZE,
     ROW_VERSIONS_OFFSET,
@@ -22,7 +26,6 @@ from tapegrad.engine.structs import (
     TRACED_ROW,
     USER_FLAGS,
     buffer_of,
-    call_kernel,
     i32,
     i64,
     internal_inline,
@@ -32,7 +35,6 @@ from tapegrad.engine.structs import (
     malloc,
     memcpy,
     memset,
-    raise_in_thread,
     realloc,
     row_at,
     row_of,
@@ -172,6 +174,7 @@ def bury(S):
         if b.attached:
             release_storage(S, b.attached)
             b.attached = 0
+            s.attachments -= 1
         b.flags = 0
         b.data = 0
         b.refs = 0
@@ -254,8 +257,7 @@ def reserve_row(S):
 def commit_row(S, address, need, saved, traced):
     """Make the row at the tape's end part of the tape: it keeps what its backward names, and its operands' identity.
 
-    A traced row keeps all of its operands and its result, to be run again. Nothing may follow in the caller: a watcher may
-    record more.
+    A traced row keeps all of its operands and its result, to be run again.
     """
     s = state_at(S)
     r = row_at(address)
@@ -293,11 +295,6 @@ def commit_row(S, address, need, saved, traced):
         out.flags |= REQUIRES_GRAD
     out.flags |= traced
     s.row_count += 1
-    if s.watcher:
-        call_kernel(s.watcher, S, s.row_count - 1, r.out, 0)
-        if s.watch_error:
-            raise_in_thread(s.watch_thread, s.watch_error)
-            s.watch_error = 0
 
 
 @internal_words
@@ -356,12 +353,19 @@ LOOK_META, LOOK_PRODUCER, LOOK_GRAD, LOOK_VERSION, LOOK_DATA, LOOK_OP, LOOK_STOR
 LOOK_TRACED, LOOK_ATTACHED, LOOK_NODE = 8, 9, 10
 
 
+@internal_inline
+def meta_of(S, k):
+    """Layout << 16 | flags << 8 | dtype code of buffer `k`."""
+    b = buffer_of(S, k)
+    return (np.int64(b.layout) << 16) | ((b.flags & USER_FLAGS) << 8) | b.dtype
+
+
 @internal_words
 def look(S, k, what):
     """One fact about buffer `k`; META is layout << 16 | flags << 8 | dtype code."""
     b = buffer_of(S, k)
     if what == LOOK_META:
-        return (b.layout << 16) | ((b.flags & USER_FLAGS) << 8) | b.dtype
+        return meta_of(S, k)
     if what == LOOK_PRODUCER:
         return b.producer
     if what == LOOK_GRAD:
@@ -395,6 +399,23 @@ def retain(S, k):
 
 
 @internal_words
+def retain_place(S, k):
+    """Have buffer `k` keep its place in the graph, whether its elements are needed or not."""
+    buffer_of(S, k).refs += 1
+
+
+@internal_words
+def release_place(S, k):
+    """Undo `retain_place`. Returns 1 if foreign owners wait in `orphans`."""
+    s = state_at(S)
+    _drop(S, k)
+    if s.dying:
+        bury(S)
+        settle_rows(S)
+    return 1 if s.orphans else 0
+
+
+@internal_words
 def set_flag(S, k, flag, value):
     """Set or clear one flag of buffer `k`."""
     b = buffer_of(S, k)
@@ -410,6 +431,7 @@ def attach(S, k, owner):
     storage = adopt_storage(S, 0, 0, owner, 0)
     if storage:
         buffer_of(S, k).attached = storage
+        state_at(S).attachments += 1
     return storage != 0
 
 
@@ -424,10 +446,30 @@ def set_grad(S, k, grad):
     """Make buffer `grad` (0: none) the gradient of buffer `k`, which takes over the caller's handle on it."""
     b = buffer_of(S, k)
     old = b.grad
+    if b.flags & ADJ_IS_GRAD:
+        # a sweep that is adding to the old gradient goes on in a block of its own
+        size = nbytes_of(S, b.layout, b.dtype)
+        block = allocate(S, size)
+        if block == 0:
+            return
+        memcpy(block, b.adj, size)
+        b.adj = block
+        b.flags &= ~ADJ_IS_GRAD
     b.grad = grad
     if old:
         release_handle(S, old)
         bury(S)
+
+
+@internal_words
+def move_grad(S, old, new):
+    """Let the gradient that the user keeps of a tensor follow it from buffer `old` to `new`, its value after an in-place write."""
+    a = buffer_of(S, old)
+    b = buffer_of(S, new)
+    b.flags |= a.flags & RETAIN_GRAD
+    a.flags &= ~RETAIN_GRAD
+    b.grad = a.grad
+    a.grad = 0
 
 
 @internal_words

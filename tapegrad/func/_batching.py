@@ -20,6 +20,7 @@ from tapegrad.autograd.tracing import bare, check_kept
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
+from tapegrad.func._looping import loop_op, looped
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.ops._fold import Fold, Select
 from tapegrad.ops._kernel import empty
@@ -68,9 +69,8 @@ class Batch:
 
     def _batched(self, row: Row) -> Tensor:
         op = row.op
-        shared = [p for p, k in enumerate((*row.inputs, 0)) if k and k not in self.values]
-        if op.kind != structs.VIEW and op is not copy_slices:
-            check_kept(row, shared)
+        if row.stale and op.kind != structs.VIEW and op is not copy_slices:
+            check_kept(row, [p for p, k in enumerate(row.inputs) if k and k not in self.values])
         if op is detach_op:
             return self.values[row.inputs[0]].detach()
         if op.kind == structs.VIEW:
@@ -92,6 +92,8 @@ class Batch:
             found = self._along_runs(op, row)
             if found is not None:
                 return found
+        if op is loop_op:
+            return looped(row, self)
         if op is lanes_op:
             return run_lanes_again(row, self)
         ids = operands(row)
@@ -108,7 +110,7 @@ class Batch:
         return (handle(k), False) if value is None else (value, True)
 
     def _pointwise(self, op: Pointwise, row: Row) -> Tensor:
-        ndim = len(shape_of(row.out))
+        ndim = len(layout_facts(row.meta >> 16)[0])
         found = []
         for k in row.inputs[: op.arity]:
             t, batched = self._operand(k)
@@ -263,14 +265,15 @@ class _LanesContext:
 class _LanesOp(RowOp):
     # an op's kernel run once a sample
     def __init__(self) -> None:
-        def lanes():
+        def lanes() -> None:
             """An operation run once a sample."""
 
         super().__init__(lanes, structs.PYTHON, "BatchedBackward0", None)
         rt.ops[self.code]["differentiable"] = 15
 
-    def parts(self, row: Row, g: Tensor, need: int) -> list[Tensor | None]:
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
         """The op's own derivative, batched."""
+        g = arrived[0]
         kernel, values, batched, size = call_of(row.out)
         wanted = _need_of(values)
         saved = int(rt.ops[kernel.op.code]["saved"][wanted & 7])
@@ -302,6 +305,7 @@ class _LanesOp(RowOp):
 
 
 lanes_op = _LanesOp()
+lanes_op.covered_by = "vmap"
 
 
 def call_of(k: int) -> _Call:

@@ -12,13 +12,21 @@ from tapegrad import _tree
 from tapegrad.autograd.backward import grad as gradients
 from tapegrad.autograd.rows import Row, handle
 from tapegrad.autograd.tangents import push_forward
-from tapegrad.autograd.tracing import alias, bare, is_traced, mark, rows_between, transforming, unmark
-from tapegrad.creation import as_tensor, eye, ones_like, zeros_like
+from tapegrad.autograd.tracing import (
+    alias,
+    bare,
+    is_traced,
+    mark,
+    recording,
+    rows_between,
+    samples_carry_gradients,
+    transforming,
+    unmark,
+)
+from tapegrad.creation import as_tensor, ones_like, zeros_like
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.func._vmap import vmap
 from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
-from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor
 
 _S = rt.S
@@ -44,7 +52,7 @@ def _tensors(name: str, tree: Any) -> tuple[list[Tensor], _tree.Structure]:
     return found, structure
 
 
-def _chosen(name: str, argnums: Any, args: tuple) -> tuple[int, ...]:
+def chosen_arguments(name: str, argnums: Any, args: tuple) -> tuple[int, ...]:
     numbers = (argnums,) if isinstance(argnums, int) else argnums
     if not isinstance(numbers, tuple | list) or not all(isinstance(n, int) for n in numbers):
         raise RuntimeError(f"{name}: argnums must be int or Tuple[int, ...], got: {type(argnums)}")
@@ -67,7 +75,7 @@ def _with_aux(name: str, result: Any, has_aux: bool) -> tuple[Any, Any]:
     return result
 
 
-def _outputs(name: str, tree: Any) -> tuple[list[Tensor], _tree.Structure]:
+def tensors_of(name: str, tree: Any) -> tuple[list[Tensor], _tree.Structure]:
     leaves, structure = _tree.flatten(tree)
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
@@ -85,15 +93,17 @@ def _released(tree: Any) -> Any:
 
 def _twin(t: Tensor, grads: bool) -> Tensor:
     # a tensor to differentiate with respect to, at the place of `t` in outer graphs and traces
-    if not (t.requires_grad and grads) and not is_traced(t):
-        return bare(t).requires_grad_()
-    with set_grad_enabled(grads):
-        made = alias(t)
+    if (t.requires_grad and grads) or is_traced(t):
+        with set_grad_enabled(grads):
+            made = alias(t)
+    else:
+        made = bare(t)
+    rt.set_flag(_S, made._id, structs.INFERENCE, 0)
     rt.set_flag(_S, made._id, structs.REQUIRES_GRAD, 1)
     return made
 
 
-class _Recorded:
+class Recorded:
     """A function run on twins of its arguments that gradients stop at."""
 
     def __init__(
@@ -111,11 +121,13 @@ class _Recorded:
                 self.leaves += twins
                 self.structures.append(structure)
                 given[n] = _tree.unflatten(twins, structure)
-            with set_grad_enabled(True):
+            with recording():
                 result = func(*given, **kwargs)
         self.output, self.aux = _with_aux(name, result, aux)
         # whether others may differentiate what comes of this: then derivatives are recorded too
-        self.outer = grads and (any(t.requires_grad for t in originals) or self._captures())
+        self.outer = grads and (
+            any(t.requires_grad for t in originals) or samples_carry_gradients() or self._captures()
+        )
 
     def _captures(self) -> bool:
         roots = [t for t in _tree.flatten(self.output)[0] if isinstance(t, Tensor) and t.requires_grad]
@@ -159,7 +171,7 @@ class _Recorded:
 def _grad_and_value(
     name: str, func: Callable, argnums: Any, has_aux: bool, args: tuple, kwargs: dict
 ) -> tuple[Any, Any, Any]:
-    run = _Recorded(name, func, args, kwargs, _chosen(name, argnums, args), has_aux)
+    run = Recorded(name, func, args, kwargs, chosen_arguments(name, argnums, args), has_aux)
     y = run.output
     if not isinstance(y, Tensor):
         raise RuntimeError(f"Expected f(*args) to return a Tensor, got type {type(y).__name__}")
@@ -249,8 +261,8 @@ def vjp(func: Callable, *primals: Any, has_aux: bool = False) -> tuple:
     >>> pull_back(tg.tensor([2.0]))
     (tensor([2.]),)
     """
-    run = _Recorded("vjp", func, primals, {}, range(len(primals)), has_aux)
-    roots, structure = _outputs("vjp", run.output)
+    run = Recorded("vjp", func, primals, {}, range(len(primals)), has_aux)
+    roots, structure = tensors_of("vjp", run.output)
 
     def vjp_fn(*cotangents: Any) -> Any:
         tree = cotangents[0] if len(cotangents) == 1 and not _takes_several(structure, cotangents) else cotangents
@@ -275,13 +287,14 @@ def _takes_several(structure: _tree.Structure, cotangents: Sequence[Any]) -> boo
     return structure.kind is tuple and len(structure.parts) == 1 and not isinstance(cotangents[0], tuple)
 
 
-class _Linear:
+class Linear:
     """A function run on traced twins of its arguments, to push tangents through."""
 
     def __init__(
         self, name: str, func: Callable, args: Sequence[Any], kwargs: dict, argnums: Sequence[int], aux: bool
     ) -> None:
         given = list(args)
+        grads = is_grad_enabled()
         self.seeds: list[Tensor] = []
         own: list[Tensor] = []  # seeds that no outer transformation traces
         self.structures = []
@@ -296,19 +309,34 @@ class _Linear:
                 self.structures.append(structure)
                 given[n] = _tree.unflatten(twins, structure)
             output, self.aux = _with_aux(name, func(*given, **kwargs), aux)
-            self.ends, self.structure = _outputs(name, output)
+            self.ends, self.structure = tensors_of(name, output)
             for t in self.ends:
                 t._refresh()
-            ids = {t._id for t in self.seeds}
-            self.rows: list[Row] = rows_between([t._id for t in self.ends], ids)
-        self.output = output
         for t in own:
             unmark(t)
+        # whether others may differentiate what comes of this
+        self.outer = grads and (
+            any(t.requires_grad for t in self.seeds)
+            or samples_carry_gradients()
+            or any(t.requires_grad and rt.reaches_other_leaf(_S, t._id) for t in self.ends)
+        )
+        self.output = self.finished(output)
+        self.aux = self.finished(self.aux)
+
+    def finished(self, tree: Any) -> Any:
+        """Results as they leave the transformation."""
+        return tree if self.outer else _released(tree)
+
+    @property
+    def rows(self) -> list[Row]:
+        """What the results were computed by."""
+        return rows_between([t._id for t in self.ends], {t._id for t in self.seeds})
 
     def push(self, tangents: dict[int, Tensor]) -> list[Tensor]:
         """The tangents of all results, from those of seeds by number."""
         known = {self.seeds[k]._id: t for k, t in tangents.items()}
-        with transforming():
+        outer = is_grad_enabled() and (self.outer or any(t.requires_grad for t in tangents.values()))
+        with transforming(), set_grad_enabled(outer):
             push_forward(self.rows, known)
             return [known[t._id] if t._id in known else zeros_like(t) for t in self.ends]
 
@@ -351,7 +379,7 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
             raise RuntimeError(f"jvp: Expected {what} to be a tuple. E.g. it should be valid to call f(*primals).")
     if len(primals) != len(tangents):
         raise RuntimeError("jvp: Expected primals and tangents to have the same python structure")
-    run = _Linear("jvp", func, primals, {}, range(len(primals)), has_aux)
+    run = Linear("jvp", func, primals, {}, range(len(primals)), has_aux)
     found = run.push(run.checked(tangents))
     if strict:
         reached = {row.out for row in run.rows} | {t._id for t in run.seeds}
@@ -369,197 +397,9 @@ def linearize(func: Callable, *primals: Any) -> tuple[Any, Callable]:
     >>> derivative(tg.tensor(3.0))
     tensor(3.)
     """
-    run = _Linear("linearize", func, primals, {}, range(len(primals)), False)
+    run = Linear("linearize", func, primals, {}, range(len(primals)), False)
 
     def derivative(*tangents: Any) -> Any:
         return _tree.unflatten(run.push(run.checked(tangents)), run.structure)
 
     return run.output, derivative
-
-
-# whole Jacobians
-
-
-def _basis(t: Tensor) -> Tensor:
-    n = t.numel()
-    return eye(n, dtype=t.dtype).reshape((n, *t.shape))
-
-
-def jacrev(
-    func: Callable,
-    argnums: int | tuple[int, ...] = 0,
-    *,
-    has_aux: bool = False,
-    chunk_size: int | None = None,
-) -> Callable:
-    r"""A function that computes the Jacobian of `func` by reverse mode: one sweep, batched over the results' elements.
-
-    Args:
-        func: returns a tree of tensors; with `has_aux` a pair of that and anything.
-        argnums: which positional arguments to differentiate with respect to.
-        has_aux: whether `func` returns a pair.
-        chunk_size: how many elements of the result to sweep from at once; all by default.
-
-    Returns:
-        A function of the same arguments. For each result it returns, in the structure of the arguments, tensors of shape
-        ``(*result.shape, *argument.shape)``, :math:`\partial y_i / \partial x_j`.
-
-    >>> import tapegrad as tg
-    >>> tg.func.jacrev(lambda x: x**2)(tg.tensor([1.0, 2.0]))
-    tensor([[2., 0.],
-            [0., 4.]])
-    """
-
-    @functools.wraps(func)
-    def jacobian(*args: Any, **kwargs: Any) -> Any:
-        run = _Recorded("jacrev", func, args, kwargs, _chosen("jacrev", argnums, args), has_aux)
-        roots, structure = _outputs("jacrev", run.output)
-        rows = []
-        for root in roots:
-
-            def pull_back(start: Tensor, root: Tensor = root) -> list[Tensor]:
-                return run.pull_back([root], [start], True)
-
-            if root.numel():
-                parts = vmap(pull_back, chunk_size=chunk_size)(_basis(root))
-            else:
-                parts = [zeros_like(t).expand((0, *t.shape)) for t in run.leaves]
-            shaped = [p.reshape((*root.shape, *t.shape)) for p, t in zip(parts, run.leaves, strict=True)]
-            trees = run.in_trees(shaped)
-            rows.append(trees[0] if isinstance(argnums, int) else tuple(trees))
-        result = run.finished(_tree.unflatten(rows, structure))
-        return (result, run.finished(run.aux)) if has_aux else result
-
-    return jacobian
-
-
-def jacfwd(
-    func: Callable,
-    argnums: int | tuple[int, ...] = 0,
-    has_aux: bool = False,
-    *,
-    randomness: str = "error",
-    chunk_size: int | None = None,
-) -> Callable:
-    r"""A function that computes the Jacobian of `func` by forward mode: one push, batched over the arguments' elements.
-
-    Args:
-        func: returns a tree of tensors; with `has_aux` a pair of that and anything.
-        argnums: which positional arguments to differentiate with respect to.
-        has_aux: whether `func` returns a pair.
-        randomness: as for `vmap`.
-        chunk_size: how many elements of an argument to push at once; all by default.
-
-    Returns:
-        As `jacrev`.
-
-    >>> import tapegrad as tg
-    >>> tg.func.jacfwd(lambda x: x**2)(tg.tensor([1.0, 2.0]))
-    tensor([[2., 0.],
-            [0., 4.]])
-    """
-
-    @functools.wraps(func)
-    def jacobian(*args: Any, **kwargs: Any) -> Any:
-        run = _Linear("jacfwd", func, args, kwargs, _chosen("jacfwd", argnums, args), has_aux)
-        columns = []
-        for number, seed in enumerate(run.seeds):
-
-            def push(tangent: Tensor, number: int = number) -> list[Tensor]:
-                return run.push({number: tangent})
-
-            if seed.numel():
-                parts = vmap(push, randomness=randomness, chunk_size=chunk_size)(_basis(seed))
-            else:
-                parts = [zeros_like(t).expand((0, *t.shape)) for t in run.ends]
-            columns.append(
-                [p.movedim(0, -1).reshape((*t.shape, *seed.shape)) for p, t in zip(parts, run.ends, strict=True)]
-            )
-        rows = []
-        for k in range(len(run.ends)):
-            trees, start = [], 0
-            for structure in run.structures:
-                stop = start + structure.leaves
-                trees.append(_tree.unflatten([c[k] for c in columns[start:stop]], structure))
-                start = stop
-            rows.append(trees[0] if isinstance(argnums, int) else tuple(trees))
-        result = _tree.unflatten(rows, run.structure)
-        return (result, run.aux) if has_aux else result
-
-    return jacobian
-
-
-def hessian(func: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
-    r"""A function that computes the Hessian of `func`, :math:`\partial^2 y / \partial x_i \partial x_j`, forward over reverse.
-
-    >>> import tapegrad as tg
-    >>> tg.func.hessian(lambda x: (x**3).sum())(tg.tensor([1.0, 2.0]))
-    tensor([[ 6.,  0.],
-            [ 0., 12.]])
-    """
-    return jacfwd(jacrev(func, argnums), argnums)
-
-
-def functional_call(module: Any, parameter_and_buffer_dicts: Any, args: Any = None, kwargs: Any = None) -> Any:
-    """Call an object with some of its tensors replaced.
-
-    Args:
-        module: any callable object that holds tensors in attributes, also of objects within it.
-        parameter_and_buffer_dicts: tensors by dotted name, or several such dicts.
-        args: its positional arguments: a tuple, or the only one.
-        kwargs: its keyword arguments.
-
-    Returns:
-        What the call returns; the attributes are as they were afterwards.
-
-    Raises:
-        AttributeError: naming what the object does not have.
-
-    >>> import tapegrad as tg
-    >>> class Line:
-    ...     slope = tg.tensor(1.0)
-    ...     def __call__(self, x):
-    ...         return self.slope * x
-    >>> tg.func.functional_call(Line(), {"slope": tg.tensor(3.0)}, tg.tensor(2.0))
-    tensor(6.)
-    """
-    dicts = [parameter_and_buffer_dicts] if isinstance(parameter_and_buffer_dicts, dict) else parameter_and_buffer_dicts
-    replaced: list[tuple[Any, str, Any, bool]] = []
-    arguments = () if args is None else args if isinstance(args, tuple) else (args,)
-    try:
-        for values in dicts:
-            for path, value in values.items():
-                *owners, name = path.split(".")
-                owner = functools.reduce(getattr, owners, module)
-                replaced.append((owner, name, getattr(owner, name), name in vars(owner)))
-                setattr(owner, name, value)
-        return module(*arguments, **(kwargs or {}))
-    finally:
-        for owner, name, value, own in reversed(replaced):
-            if own:
-                setattr(owner, name, value)
-            else:
-                delattr(owner, name)
-
-
-def stack_module_state(models: Sequence[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of several like objects, stacked by name, for `vmap` over models: those that require grad, and the others.
-
-    >>> import tapegrad as tg
-    >>> class Line:
-    ...     def __init__(self, slope):
-    ...         self.slope = tg.tensor(slope, requires_grad=True)
-    >>> tg.func.stack_module_state([Line(1.0), Line(2.0)])[0]["slope"]
-    tensor([1., 2.], requires_grad=True)
-    """
-    if not models:
-        raise RuntimeError("stack_module_state: Expected at least one model, got 0.")
-    parameters, buffers = {}, {}
-    for name, value in vars(models[0]).items():
-        if isinstance(value, Tensor):
-            stacked = PUBLIC["stack"]([getattr(m, name).detach() for m in models])
-            if value.requires_grad:
-                parameters[name] = stacked.requires_grad_()
-            else:
-                buffers[name] = stacked
-    return parameters, buffers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tapegrad.engine.structs import (
@@ -18,16 +19,66 @@ from tapegrad.engine.structs import (
     state_at,
 )
 from tapegrad.ops._fold import CHUNK, COLUMNS
+from tapegrad.ops._fold_sums import extremes, named
 
-P = SIZE = G = ROW = BLOCK = STEP = BETTER = VALUES = SHARED = PLACES = None  # filled in for each dtype
+P = SIZE = G = ROW = BLOCK = NOTE = NOTES = JOIN = VALUES = SHARED = PLACES = None  # filled in for each dtype
 
 
-@internal_sum
-def _count_equal(x, n, value):
-    count = 0
-    for i in range(n):
-        count += _same(x[i], value)
-    return count
+def extreme_kernel(S, row, start, stop):
+    """Forward kernel of extremes: the value of each run, and a note of it: where it is, or how many elements share it.
+
+    With VALUES they are the result, and the notes go to the second input if there is one; without, the notes are the result.
+    ROW and BLOCK find values in a run and in a block of columns, NOTE and BLOCK the notes; JOIN puts two stretches together.
+    """
+    r = row_at(row)
+    words = i64(r.attr)
+    run, inner = words[G + 1], words[G + 2]
+    x = buffer_of(S, r.in0).data
+    values = P(buffer_of(S, r.out).data)
+    noted = r.in1 if VALUES else r.out
+    notes = NOTES(buffer_of(S, noted).data if noted else 0)
+    if words[2] < 0:
+        parts = state_at(S).scratch
+        if start < 0:
+            best, note = P(parts)[0], i64(parts)[1]
+            for k in range(1, stop // 2):
+                best, note = JOIN(best, note, P(parts + 16 * k)[0], i64(parts + 16 * k)[1])
+            if VALUES:
+                values[0] = best
+            if noted:
+                notes[0] = note
+            return
+        for k in range(start + (start & 1), stop, 2):
+            first = (k // 2) * CHUNK
+            n = min(CHUNK, run - first)
+            v = P(x + first * SIZE)
+            best = ROW(v, n)
+            P(parts + 8 * k)[0] = best
+            if noted:
+                i64(parts + 8 * k)[1] = NOTE(v, n, best, first)
+        return
+    if inner == 1:
+        for o in range(start, stop):
+            v = P(x + o * run * SIZE)
+            best = ROW(v, run)
+            if VALUES:
+                values[o] = best
+            if noted:
+                notes[o] = NOTE(v, run, best, 0)
+        return
+    blocks = (inner + COLUMNS - 1) // COLUMNS
+    bests, found = P(stack_block()), i64(stack_block())
+    for k in range(start, stop):
+        o = k // blocks
+        c = (k - o * blocks) * COLUMNS
+        m = min(COLUMNS, inner - c)
+        BLOCK(P(x + (o * run * inner + c) * SIZE), run, inner, m, bests, found, noted != 0)
+        for j in range(m):
+            if VALUES:
+                values[o * inner + c + j] = bests[j]
+        if noted:
+            for j in range(m):
+                notes[o * inner + c + j] = found[j]
 
 
 @internal
@@ -35,68 +86,55 @@ def _same(v, w):
     return (v == w) | ((v != v) & (w != w))
 
 
-def extreme_kernel(S, row, start, stop):
-    """Forward kernel of `amax` and `amin`; a second input takes how many elements share the value."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    x = buffer_of(S, r.in0).data
-    out = P(buffer_of(S, r.out).data)
-    shared = P(buffer_of(S, r.in1).data if r.in1 else 0)
-    if words[2] < 0:
-        parts = state_at(S).scratch
-        if start < 0:
-            t = P(parts)[0]
-            count = i64(parts)[1]
-            for k in range(1, stop // 2):
-                v = P(parts + 16 * k)[0]
-                best = STEP(t, v)
-                if _same(v, t):
-                    count += i64(parts + 16 * k)[1]
-                elif not _same(best, t):
-                    count = i64(parts + 16 * k)[1]
-                t = best
-            out[0] = t
-            if r.in1:
-                shared[0] = count
-            return
-        for k in range(start + (start & 1), stop, 2):
-            first = (k // 2) * CHUNK
-            n = min(CHUNK, run - first)
-            t = ROW(P(x + first * SIZE), n)
-            P(parts + 8 * k)[0] = t
-            if r.in1:
-                i64(parts + 8 * k)[1] = _count_equal(P(x + first * SIZE), n, t)
-        return
-    if inner == 1:
-        for o in range(start, stop):
-            t = ROW(P(x + o * run * SIZE), run)
-            out[o] = t
-            if r.in1:
-                shared[o] = _count_equal(P(x + o * run * SIZE), run, t)
-        return
-    blocks = (inner + COLUMNS - 1) // COLUMNS
-    acc = P(stack_block())
-    count = i64(stack_block())
-    for k in range(start, stop):
-        o = k // blocks
-        c = (k - o * blocks) * COLUMNS
-        m = min(COLUMNS, inner - c)
-        v = P(x + (o * run * inner + c) * SIZE)
-        BLOCK(v, run, inner, m, acc)
-        for j in range(m):
-            out[o * inner + c + j] = acc[j]
-        if r.in1:
+# how many elements share the value
+
+
+@internal_sum
+def _count_equal(x, n, value, first):
+    count = 0
+    for i in range(n):
+        count += _same(x[i], value)
+    return count
+
+
+def _joined_counts(step: Any) -> Any:
+    def joined(best, count, v, other):
+        better = step(best, v)
+        if _same(v, best):
+            count += other
+        elif not _same(better, best):
+            count = other
+        return better, count
+
+    return internal(named(joined, step))
+
+
+def _counted_columns(block: Any) -> Any:
+    def columns(x, run, stride, m, bests, counts, noted):
+        block(x, run, stride, m, bests)
+        if noted:
             for j in range(m):
-                count[j] = 0
+                counts[j] = 0
             for q in range(run):
                 for j in range(m):
-                    count[j] += _same(v[q * inner + j], acc[j])
-            for j in range(m):
-                shared[o * inner + c + j] = count[j]
+                    counts[j] += _same(x[q * stride + j], bests[j])
+
+    return internal(named(columns, block))
 
 
-# where the extreme is
+# where it is: the first place, and the first NaN
+
+
+@internal
+def _place_of(x, n, value, first):
+    i = 0
+    if value == value:
+        while i < n - 1 and x[i] != value:
+            i += 1
+    else:
+        while i < n - 1 and x[i] == x[i]:
+            i += 1
+    return first + i
 
 
 @internal
@@ -109,71 +147,53 @@ def _is_smaller(v, best):
     return (v < best) | ((v != v) & (best == best))
 
 
-def better_than(largest: bool) -> Any:
-    """Whether a value replaces the best so far; the first NaN beats all."""
-    return _is_larger if largest else _is_smaller
+def _joined_places(better: Any) -> Any:
+    def joined(best, place, v, other):
+        found = better(v, best)
+        return (v if found else best), (other if found else place)
+
+    return internal(named(joined, better))
 
 
-@internal
-def _place_of(x, n, value):
-    for i in range(n):
-        if x[i] == value or (value != value and x[i] != x[i]):
-            return i
-    return 0
-
-
-def place_kernel(S, row, start, stop):
-    """Forward kernel of `argmax`, and with VALUES of ``max(dim)``, whose second input takes the places."""
-    r = row_at(row)
-    words = i64(r.attr)
-    run, inner = words[G + 1], words[G + 2]
-    x = buffer_of(S, r.in0).data
-    places = i64(buffer_of(S, r.in1 if VALUES else r.out).data)
-    values = P(buffer_of(S, r.out).data)
-    if words[2] < 0:
-        parts = i64(state_at(S).scratch)
-        v = P(x)
-        if start < 0:
-            best = parts[0]
-            for k in range(1, stop):
-                if BETTER(v[parts[k]], v[best]):
-                    best = parts[k]
-            places[0] = best
-            return
-        for k in range(start, stop):
-            n = min(CHUNK, run - k * CHUNK)
-            part = P(x + k * CHUNK * SIZE)
-            parts[k] = k * CHUNK + _place_of(part, n, ROW(part, n))
-        return
-    if inner == 1:
-        for o in range(start, stop):
-            v = P(x + o * run * SIZE)
-            best = ROW(v, run)
-            places[o] = _place_of(v, run, best)
-            if VALUES:
-                values[o] = best
-        return
-    blocks = (inner + COLUMNS - 1) // COLUMNS
-    acc = P(stack_block())
-    where = i64(stack_block())
-    for k in range(start, stop):
-        o = k // blocks
-        c = (k - o * blocks) * COLUMNS
-        m = min(COLUMNS, inner - c)
-        v = P(x + (o * run * inner + c) * SIZE)
+def _placed_columns(better: Any) -> Any:
+    def columns(x, run, stride, m, bests, places, noted):
         for j in range(m):
-            acc[j] = v[j]
-            where[j] = 0
+            bests[j] = x[j]
+            places[j] = 0
         for q in range(1, run):
             for j in range(m):
-                w = v[q * inner + j]
-                found = BETTER(w, acc[j])
-                acc[j] = w if found else acc[j]
-                where[j] = q if found else where[j]
-        for j in range(m):
-            places[o * inner + c + j] = where[j]
-            if VALUES:
-                values[o * inner + c + j] = acc[j]
+                v = x[q * stride + j]
+                found = better(v, bests[j])
+                bests[j] = v if found else bests[j]
+                places[j] = q if found else places[j]
+
+    return internal(named(columns, better))
+
+
+_PLACES: dict[bool, dict[str, Any]] = {
+    largest: {"NOTE": _place_of, "JOIN": _joined_places(better), "BLOCK": _placed_columns(better), "NOTES": i64}
+    for largest, better in ((True, _is_larger), (False, _is_smaller))
+}
+_counts: dict[Any, dict[str, Any]] = {}
+
+
+def shared_extremes(largest: bool) -> Callable[[int], dict[str, Any]]:
+    """Placeholders of extremes with the number of elements that share them."""
+
+    def choose(dtype: int) -> dict[str, Any]:
+        parts = extremes(largest)(dtype)
+        block = parts["BLOCK"]
+        if block not in _counts:
+            _counts[block] = {"JOIN": _joined_counts(parts["MERGE"]), "BLOCK": _counted_columns(block)}
+        notes = {"NOTE": _count_equal, "NOTES": parts["OUT"], "VALUES": True}
+        return parts | _counts[block] | notes
+
+    return choose
+
+
+def placed_extremes(largest: bool, values: bool) -> Callable[[int], dict[str, Any]]:
+    """Placeholders of extremes with their places, which are the result themselves without `values`."""
+    return lambda dtype: extremes(largest)(dtype) | _PLACES[largest] | {"VALUES": values, "PLACES": False}
 
 
 def place_reverse(S, row, start, stop):
@@ -186,12 +206,19 @@ def place_reverse(S, row, start, stop):
     places = i64(buffer_of(S, r.in1).data)
     adjoint = P(i64(S + ADJOINT_OFFSET)[0])
     fresh = i64(S + STORE_OFFSET)[0] == 1
-    width = 1 if inner == 1 else COLUMNS
-    blocks = (inner + width - 1) // width
+    if inner == 1:
+        for o in range(start, stop):
+            if fresh:
+                for i in range(o * run, (o + 1) * run):
+                    adjoint[i] = 0
+            for i in range(o * picked, (o + 1) * picked):
+                adjoint[o * run + places[i]] += g[i]
+        return
+    blocks = (inner + COLUMNS - 1) // COLUMNS
     for k in range(start, stop):
         o = k // blocks
-        c = (k - o * blocks) * width
-        m = min(width, inner - c)
+        c = (k - o * blocks) * COLUMNS
+        m = min(COLUMNS, inner - c)
         base = o * run * inner + c
         if fresh:
             for q in range(run):
@@ -206,13 +233,12 @@ def place_reverse(S, row, start, stop):
 def place_parts(g, places, words):
     """The derivative that `place_reverse` computes, over tensors."""
     from tapegrad.creation import zeros
-    from tapegrad.ops.selecting import scatter_add
+    from tapegrad.ops.selecting import scatter_sum
 
     outer, run, inner = words[1:4]
-    shape = (outer, -1, inner)
-    if not g.numel():
-        return zeros((outer, run, inner), dtype=g.dtype)
-    return scatter_add(zeros((outer, run, inner), dtype=g.dtype), 1, places.reshape(shape), g.reshape(shape))
+    blank = zeros((outer, run, inner), dtype=g.dtype)
+    picked = (outer, g.numel() // max(outer * inner, 1), inner)
+    return scatter_sum(blank, 1, places.reshape(picked), g.reshape(picked))
 
 
 def median_kernel(S, row, start, stop):

@@ -275,6 +275,6 @@ def extremes(largest: bool) -> Callable[[int], dict[str, Any]]:
             start = low if largest else high
         typed_start = (np.uint8 if kind.category == 0 else kind.numpy.type)(start)
         pointer = pointer_of(dtype)
-        return _parts(step, typed_start, step, as_is, pointer, pointer) | {"STEP": step, "START": typed_start}
+        return _parts(step, typed_start, step, as_is, pointer, pointer) | {"START": typed_start}
 
     return choose

@@ -186,8 +186,9 @@ class KernelOp(Op):
             k = rt.record_kernel(_S, self.code, ids[0], ids[1], ids[2], layout, dtype.code, block)
             if k > 0:
                 made = wrap(k)
-                for position in self.fills if rt.state.trace_mask else ():
-                    _record_filled(made, inputs[position] if position < len(inputs) else None)
+                if self.fills and rt.look(_S, k, LOOK_TRACED):
+                    for position in self.fills:
+                        _record_filled(made, inputs[position] if position < len(inputs) else None)
                 seen = getattr(_launches, "seen", None)
                 if seen is not None:
                     seen.append((tensors, layout, dtype.code, (len(extra), items, work, *words), self.code, made))
@@ -207,17 +208,18 @@ class KernelOp(Op):
 class _FilledOp(Op):
     # an input that a traced operation filled, as another result of it
     def __init__(self) -> None:
-        def filled():
+        def filled() -> None:
             """What an operation filled beside its result."""
 
         super().__init__(filled, structs.PYTHON, None, None)
 
 
 filled_op = _FilledOp()
+filled_op.covered_by = "max"
 
 
 def _record_filled(result: Tensor, filled: Tensor | None) -> None:
-    if filled is not None and rt.look(_S, result._id, LOOK_TRACED):
+    if filled is not None:
         rt.record_on(_S, filled_op.code, filled._id, result._id, 0, 0, rt.attributes(0))
         rt.set_flag(_S, filled._id, structs.REQUIRES_GRAD, 0)
 
@@ -329,8 +331,3 @@ class ReductionOp(KernelOp):
         """
         head = [rt.layout(tuple(kept)), *(struct_bits(float(p)) for p in parameters)]
         return self.launch(inputs, shape, dtype, [*head, *words], items, work)
-
-
-def reduction_op(**options: Any) -> Callable[[Callable], ReductionOp]:
-    """Declare a reduction (see `ReductionOp`)."""
-    return lambda function: ReductionOp(function, **options)

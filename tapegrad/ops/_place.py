@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from tapegrad.engine.replay import scatter_view
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.structs import buffer_of, i64, layout_of, row_at
-from tapegrad.engine.tape import LOOK_META
+from tapegrad.engine.structs import STALE_VIEW, TRACKED_VIEW, buffer_of, i64, layout_of, row_at
 from tapegrad.ops._kernel import KernelOp
-from tapegrad.ops._view import Geometry, as_strided_op, plan_view, show
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.ops._view import Geometry, as_strided_op
+from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
 _S = rt.S
 
@@ -49,17 +48,20 @@ def _(g, words):
 
 def show_elements(x: Tensor, layout: int, offset: int) -> Tensor:
     """The view with a layout and offset among the contiguous elements of `x`."""
-    shape, strides, _ = layout_facts(layout)
-    shown = Geometry(tuple(shape), strides, offset)
-    x = x.contiguous()  # type: ignore[attr-defined]
-    meta = rt.look(_S, x._id, LOOK_META)
-
-    def step(geometry: Geometry) -> Geometry:
-        return shown
-
-    plan = plan_view(as_strided_op.code, meta >> 16, step)
-    assert plan is not None
-    return show(x, meta, plan, step)
+    if not x.is_contiguous():
+        x = x.contiguous()  # type: ignore[attr-defined]
+    # of contiguous elements a view's own geometry is also its place among them
+    k = rt.record_view(_S, as_strided_op.code, x._id, layout, offset, layout, offset)
+    if k == STALE_VIEW:
+        x._refresh()
+        return show_elements(x, layout, offset)
+    view = wrap(check_id(k) & ~TRACKED_VIEW)
+    if k & TRACKED_VIEW:
+        shape, strides, _ = layout_facts(layout)
+        followed = not x._is_view()
+        view._root = x if followed else None
+        view._where = Geometry(tuple(shape), strides, offset) if followed else None
+    return view
 
 
 def place_back(g: Tensor, words: Sequence[int], shape: Sequence[int]) -> Tensor:

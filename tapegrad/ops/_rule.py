@@ -3,8 +3,10 @@ what is saved, and the tests."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import struct
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -345,6 +347,7 @@ class Pointwise(Op):
         self.same_on_integers = same_on_integers
         self.differentiable = differentiable
         self._scalars: dict[int, Any] = {}
+        self._uses: dict[int, list[str]] = {}
         row = rt.ops[self.code]
         row["cost"] = cost
         row["inputs"] = self.arity
@@ -357,6 +360,29 @@ class Pointwise(Op):
             setattr(Tensor, self.name, _method(self))
             if out is None:
                 setattr(Tensor, self.name + "_", _in_place_method(self))
+
+    def twin(self, name: str, grad_name: str) -> Pointwise:
+        """The same op, not public, under another name and another name of its `grad_fn`."""
+        code, function = self.function.__code__, self.function
+        twin = types.FunctionType(code, function.__globals__, name)
+        twin.__doc__, twin.__module__, twin.__qualname__ = self.__doc__, self.__module__, name
+        other = Pointwise(
+            twin,
+            domain=self.domain,
+            reference=self.reference,
+            dtypes=self.dtypes,
+            out=self.out,
+            grad_name=grad_name,
+            cost=int(rt.ops[self.code]["cost"]),
+            method=False,
+            public=False,
+            select=self.kind == structs.SELECT,
+            same_on_integers=self.same_on_integers,
+            differentiable=self.differentiable,
+        )
+        if self.derivative is not None:
+            other.backward(self.derivative)
+        return other
 
     # source
 
@@ -406,10 +432,12 @@ class Pointwise(Op):
 
     def partial_uses(self) -> dict[int, list[str]]:
         """For each differentiable input slot, the names its partial uses; a partial of None is no derivative."""
+        if self._uses:
+            return self._uses
         assert self.derivative is not None
         import ast
 
-        uses = {}
+        uses = self._uses
         direct = 0
         self._positions = {}  # of the partials among the returned expressions, by slot
         expressions = _source.partial_expressions(self.derivative)
@@ -427,17 +455,25 @@ class Pointwise(Op):
 
     def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> list[Tensor | None]:
         """The declared derivative run over tensors."""
+        values = (*kept, g)
+        parts: list[Tensor | None] = [None] * self.arity
+        for slot, partial, places in self._partials_over_tensors:
+            if need >> slot & 1:
+                part = partial(*[values[p] for p in places])
+                parts[slot] = part if isinstance(part, Tensor) else constant(part, g.dtype)
+        return parts
+
+    @functools.cached_property
+    def _partials_over_tensors(self) -> list[tuple[int, Callable, list[int]]]:
+        # slot, function, and where its arguments stand among the saved values and the adjoint
         from tapegrad.ops._over_tensors import partial_over_tensors
 
         assert self.derivative is not None
-        values = dict(zip([*self.parameters, "out"], [*kept[: self.arity], kept[3]], strict=True)) | {"g": g}
-        parts: list[Tensor | None] = [None] * self.arity
-        for slot, used in self.partial_uses().items():
-            if need >> slot & 1:
-                partial = partial_over_tensors(self.derivative, self._positions[slot])
-                part = partial(*(values[n] for n in used))
-                parts[slot] = part if isinstance(part, Tensor) else constant(part, g.dtype)
-        return parts
+        place = {n: k for k, n in enumerate(self.parameters)} | {"out": 3, "g": 4}
+        return [
+            (slot, partial_over_tensors(self.derivative, self._positions[slot]), [place[n] for n in used])
+            for slot, used in self.partial_uses().items()
+        ]
 
     # calls
 

@@ -22,8 +22,7 @@ from tapegrad.engine.structs import (
 )
 from tapegrad.engine.vecmath import exp, log
 from tapegrad.ops._fold import COLUMNS
-from tapegrad.ops._fold_places import better_than
-from tapegrad.ops._fold_sums import extremes, named, pointer_of
+from tapegrad.ops._fold_sums import extremes, pointer_of
 
 P = A = B = OUT = SIZE = G = STEP = START = SECOND = SLOPES = PAIRED = PLACES = None  # filled in for each dtype
 
@@ -70,7 +69,7 @@ def scan_kernel(S, row, start, stop):
 
 
 def scan_reverse(S, row, start, stop):
-    """Reverse kernel: SLOPES gives how a state follows from the one before and from its element.
+    """Reverse kernel: SLOPES gives how a state follows from the one before it and from its element.
 
     From the last element back, ``total = g[q] + slope of the state after * total`` is the adjoint of a state.
     """
@@ -87,7 +86,8 @@ def scan_reverse(S, row, start, stop):
             total = 0.0
             for i in range((o + 1) * run - 1, o * run - 1, -1):
                 total += g[i]
-                passed, slope = SLOPES(x, out, i, 1, i == o * run)
+                first = i == o * run
+                passed, slope = SLOPES(x, out, i, i if first else i - 1, first)
                 value = slope * total
                 if fresh:
                     adjoint[i] = value
@@ -105,9 +105,10 @@ def scan_reverse(S, row, start, stop):
             totals[j] = 0.0
         for q in range(run - 1, -1, -1):
             base = (o * run + q) * inner + c
+            before = base - inner if q > 0 else base
             for j in range(m):
                 total = totals[j] + g[base + j]
-                passed, slope = SLOPES(x, out, base + j, inner, q == 0)
+                passed, slope = SLOPES(x, out, base + j, before + j, q == 0)
                 value = slope * total
                 if fresh:
                     adjoint[base + j] = value
@@ -129,7 +130,7 @@ def _plus(t, none, v, q):
 
 
 @internal
-def _plus_slopes(x, out, i, step, first):
+def _plus_slopes(x, out, i, before, first):
     return 1.0, 1.0
 
 
@@ -139,8 +140,8 @@ def _times(t, none, v, q):
 
 
 @internal
-def _times_slopes(x, out, i, step, first):
-    return x[i], (1.0 if first else out[i - step] * 1.0)
+def _times_slopes(x, out, i, before, first):
+    return x[i], (1.0 if first else out[before] * 1.0)
 
 
 def _accumulating(step: Any, slopes: Any, start: int) -> Callable[[int], dict[str, Any]]:
@@ -170,11 +171,11 @@ def _log_sum(top, total, v, q):
 
 
 @internal
-def _log_sum_slopes(x, out, i, step, first):
+def _log_sum_slopes(x, out, i, before, first):
     level = out[i] * 1.0
-    if level == -math.inf:
-        return 0.0, 0.0
-    return (0.0 if first else exp(out[i - step] - level)), exp(x[i] - level)
+    nothing = level == -math.inf
+    passed, slope = exp(out[before] - level), exp(x[i] - level)
+    return (0.0 if nothing else passed), (0.0 if nothing else slope)
 
 
 def exponentials(dtype: int) -> dict[str, Any]:
@@ -187,18 +188,21 @@ def exponentials(dtype: int) -> dict[str, Any]:
 # extremes: the best so far and its latest place
 
 
-def _latest_best(largest: bool) -> Any:
-    better = better_than(largest)
-
-    def latest(best, place, v, q):
-        if better(v, best) or v == best or (v != v and best != best):
-            return v, q, v
-        return best, place, best
-
-    return internal(named(latest, better))
+@internal
+def _latest_largest(best, place, v, q):
+    # the first NaN stays the best but for later ones; the best waits for a maximum and a choice, no more
+    found = (v >= best) | (v != v)
+    larger = best if best > v else v
+    larger = best if best != best else larger
+    return larger, (q if found else place), larger
 
 
-_LATEST = {largest: _latest_best(largest) for largest in (True, False)}
+@internal
+def _latest_smallest(best, place, v, q):
+    found = (v <= best) | (v != v)
+    smaller = best if best < v else v
+    smaller = best if best != best else smaller
+    return smaller, (q if found else place), smaller
 
 
 def latest_extremes(largest: bool) -> Callable[[int], dict[str, Any]]:
@@ -207,7 +211,8 @@ def latest_extremes(largest: bool) -> Callable[[int], dict[str, Any]]:
     def choose(dtype: int) -> dict[str, Any]:
         pointer = pointer_of(dtype)
         start = extremes(largest)(dtype)["START"]
-        return _kind(_LATEST[largest], START=start, A=pointer, OUT=pointer, PAIRED=True, PLACES=True)
+        step = _latest_largest if largest else _latest_smallest
+        return _kind(step, START=start, A=pointer, OUT=pointer, PAIRED=True, PLACES=True)
 
     return choose
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dis
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def slice_of(function: Callable, index: int) -> tuple[list[ast.stmt], ast.expr]:
     return kept, wanted
 
 
+@functools.cache
 def partial_names(function: Callable, index: int) -> list[str]:
     """The parameters of a backward that one of its partials uses, in their order."""
     kept, wanted = slice_of(function, index)

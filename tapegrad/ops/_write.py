@@ -31,11 +31,11 @@ class _CopySlices(Op):
     def reverse(self, g: Tensor, need: int, kept: Sequence[Any], words: Sequence[int]) -> list[Tensor | None]:
         """The base's adjoint loses the written elements to the view's."""
         layout, offset = words[0], words[1]
-        to_view = show_elements(g, layout, offset).clone() if need & 2 else None
+        to_view = show_elements(g, layout, offset) if need & 2 else None
         to_base = None
         if need & 1:
-            to_base = g.clone()
-            show_elements(to_base, layout, offset).zero_()
+            to_base = g.clone()  # type: ignore[attr-defined]
+            show_elements(to_base, layout, offset).zero_()  # type: ignore[attr-defined]
         return [to_base, to_view]
 
 

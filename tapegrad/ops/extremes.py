@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
-from tapegrad.ops import _fold_places, _fold_sums
+from tapegrad.ops import _fold_places
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import (
     check_input,
@@ -40,7 +40,7 @@ def _extreme(op: Any, input: Any, dim: Any, keepdim: Any) -> Tensor:
 
 @fold_op(
     inputs=["x", "shared"],
-    choose=_fold_sums.extremes(True),
+    choose=_fold_places.shared_extremes(True),
     reference=numpy_reduction(np.amax),
     samples=SAMPLES,
 )
@@ -66,7 +66,7 @@ def amax(op, input, dim=None, keepdim=False):
 
 @fold_op(
     inputs=["x", "shared"],
-    choose=_fold_sums.extremes(False),
+    choose=_fold_places.shared_extremes(False),
     reference=numpy_reduction(np.amin),
     samples=SAMPLES,
 )
@@ -156,12 +156,12 @@ def _place(op: Any, input: Any, dim: Any, keepdim: Any) -> Tensor:
         dims = (one_dim(name, dim, input.ndim),) if input.ndim else ()
     x, plan = plan_of(input, dims, builtins.bool(keepdim), ordered=True)
     refuse_empty(name, plan, dims, input)
-    return op.run([x], plan, dtypes.int64, 2, per_chunk=1)
+    return op.run([x], plan, dtypes.int64, 2, per_chunk=2)
 
 
 @select_op(
     inputs=["x"],
-    choose=lambda dtype: _fold_sums.extremes(True)(dtype) | {"BETTER": _fold_places.better_than(True), "VALUES": False},
+    choose=_fold_places.placed_extremes(True, False),
     reference=_numpy_places(np.argmax),
     samples=_PLACE_SAMPLES,
 )
@@ -185,9 +185,7 @@ def argmax(op, input, dim=None, keepdim=False):
 
 @select_op(
     inputs=["x"],
-    choose=lambda dtype: (
-        _fold_sums.extremes(False)(dtype) | {"BETTER": _fold_places.better_than(False), "VALUES": False}
-    ),
+    choose=_fold_places.placed_extremes(False, False),
     reference=_numpy_places(np.argmin),
     samples=_PLACE_SAMPLES,
 )
@@ -197,7 +195,7 @@ def argmin(op, input, dim=None, keepdim=False):
 
 
 for _op in (argmax, argmin):
-    _op.forward(_fold_places.place_kernel)
+    _op.forward(_fold_places.extreme_kernel)
 
 
 def _picked(op: Any, name: str, input: Tensor, dim: Any, keepdim: Any, cost: int) -> Any:
@@ -220,7 +218,7 @@ def _pick_op(name: str, grad_name: str, kernel: Any, choose: Any, doc: str, refe
     function.__doc__ = doc
     made = select_op(
         inputs=["x", "places"],
-        choose=lambda dtype: choose(dtype) | {"PLACES": False},
+        choose=choose,
         reference=reference,
         domain=Real(),
         grad_name=grad_name,
@@ -233,20 +231,19 @@ def _pick_op(name: str, grad_name: str, kernel: Any, choose: Any, doc: str, refe
     return made
 
 
-def _along(largest: bool) -> Callable:
-    return lambda dtype: (
-        _fold_sums.extremes(largest)(dtype) | {"BETTER": _fold_places.better_than(largest), "VALUES": True}
-    )
-
-
 max_along = _pick_op(
-    "max", "MaxBackward0", _fold_places.place_kernel, _along(True), "Largest elements along one dim.", np.amax
+    "max",
+    "MaxBackward0",
+    _fold_places.extreme_kernel,
+    _fold_places.placed_extremes(True, True),
+    "Largest elements along one dim.",
+    np.amax,
 )
 min_along = _pick_op(
     "min",
     "MinBackward0",
-    _fold_places.place_kernel,
-    _along(False),
+    _fold_places.extreme_kernel,
+    _fold_places.placed_extremes(False, True),
     "Smallest elements along one dim.",
     np.amin,
 )
@@ -254,7 +251,7 @@ median_along = _pick_op(
     "median",
     "MedianBackward1",
     _fold_places.median_kernel,
-    lambda dtype: {"SHARED": False},
+    lambda dtype: {"SHARED": False, "PLACES": False},
     "Lower medians along one dim.",
     np.median,
 )

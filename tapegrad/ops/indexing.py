@@ -13,7 +13,9 @@ from tapegrad import dtypes, errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
+from tapegrad.ops import _reading
 from tapegrad.ops._kernel import empty, kernel_op
+from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import constant
 from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
@@ -142,6 +144,12 @@ def _getitem(self: Tensor, key: Any) -> Tensor:
             return basic_view(self, tokens)
     elif key is None or key is Ellipsis:
         return basic_view(self, (key,))
+    return _elements(self, key)
+
+
+@reads_values
+def _elements(self: Tensor, key: Any) -> Tensor:
+    kind = type(key)
     tokens, arrays = _parsed(self, key if kind is tuple else (key,))
     x = basic_view(self, tokens) if _changes(tokens) or not arrays else self
     if not arrays:
@@ -428,6 +436,9 @@ def _setitem(self: Tensor, key: Any, value: Any) -> None:
         value = constant(value.item() if isinstance(value, np.generic) else value, self.dtype)
     if key is False:
         return
+    if _reading.sampling and _reading.holds_tensor(key) and _reading.holds_traced((self, key, value)):
+        assign(self, _with_elements(self, key, value))
+        return
     tokens, arrays = _parsed(self, key if type(key) is tuple else (key,))
     # the view is refreshed with its base: a stale one would write beside the graph
     target = self if _is_whole(self, tokens) else basic_view(self, tokens)
@@ -436,6 +447,13 @@ def _setitem(self: Tensor, key: Any, value: Any) -> None:
         return
     numbers = _row_numbers(target, arrays)
     _put_in_place(target, numbers, _fitted(value, len(numbers[3])), False)
+
+
+@reads_values
+def _with_elements(x: Tensor, key: Any, value: Tensor) -> Tensor:
+    copy = x.clone()  # type: ignore[attr-defined]
+    _setitem(copy, key, value)
+    return copy
 
 
 def _fitted(value: Tensor, ndim: int) -> Tensor:
@@ -517,6 +535,7 @@ def _as_array(index: Any) -> Any:
     return index
 
 
+@reads_values
 def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
     """A copy of the tensor with other elements at places given by arrays.
 
@@ -542,6 +561,8 @@ def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = Fa
 
 def index_put_(self: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
     """In-place version of `index_put`."""
+    if _reading.sampling and _reading.holds_traced((self, indices, values)):
+        return assign(self, index_put(self, indices, values, accumulate))
     numbers, values = _put_arguments(self, indices, values)
     _put_in_place(self, numbers, values, accumulate)
     return self

@@ -23,7 +23,7 @@ from tapegrad.ops._kernel import empty
 from tapegrad.ops._loss_kernels import BLOCK, MEAN, NONE, SUM
 from tapegrad.ops._over_tensors import over_tensors, tensor_form
 from tapegrad.ops._rule import Real, broadcast_shapes, cast, float_of_bits, result_type, struct_bits
-from tapegrad.ops.selecting import scatter_add
+from tapegrad.ops.selecting import scatter_sum
 from tapegrad.ops.softmax import log_softmax, softmax
 from tapegrad.tensor import Size, Tensor
 
@@ -408,7 +408,7 @@ def _likelihood_part(g: Tensor, target: Tensor, kept: Tensor, words: Sequence[in
         part = zeros((outer, classes, inner), dtype=g.dtype)
     else:
         part = softmax(pw.where_op(idle, 0.0, scores.reshape((outer, classes, inner))), 1) * share
-    return scatter_add(part, 1, places, -share.expand(places.shape))
+    return scatter_sum(part, 1, places, -share.expand(places.shape))
 
 
 def _entropy_derivative(g, x, target, kept, words):

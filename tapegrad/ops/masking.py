@@ -8,6 +8,7 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.ops._kernel import kernel_op
+from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import ALL, Real, broadcast_shapes, constant, pointwise
 from tapegrad.ops.indexing import tensor_of
@@ -77,6 +78,7 @@ def masked_elements(op, x, index):
     return take_rows(op, x, index, 0, x.ndim, (index.numel(),))
 
 
+@reads_values
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where a mask holds, as a vector.
 
@@ -105,6 +107,7 @@ def put_masked(op, x, index, source):
     return put_rows(op, x, index, source, 0, x.ndim, (index.numel(),), False)
 
 
+@reads_values
 def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """A copy with the elements of `source`, in order, wherever a mask holds."""
     check_tensor("masked_scatter", input)
@@ -125,6 +128,7 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 # places
 
 
+@reads_values
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The indices of elements that are not zero.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.ops._reading import reads_values
 from tapegrad.ops._view import ViewOp
 from tapegrad.ops.convert import clone
 from tapegrad.ops.indexing import FULL, basic_view
@@ -269,6 +270,7 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
     return repeat(input, (1,) * (input.ndim - len(times)) + times)
 
 
+@reads_values
 def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: Any = None) -> Tensor:
     """Each element of a dimension several times in a row.
 

@@ -245,12 +245,10 @@ def _product_of_others(x, shape):
     """For each element the product of the others in its run, from running products from both ends."""
     from tapegrad.ops.scan import product_before
 
-    if not pw.eq(x.detach(), 0).any():  # then it is not looked at
-        return 0.0
     gone = [d for d in range(x.ndim) if shape[d] == 1]
     order = [d for d in range(x.ndim) if d not in gone] + gone
     turned = x.permute(order)
-    runs = turned.reshape(-1, math.prod(x.shape[d] for d in gone))
+    runs = turned.reshape(math.prod(shape), math.prod(x.shape[d] for d in gone))
     others = product_before(runs) * product_before(runs.flip(1)).flip(1)
     return others.reshape(turned.shape).permute([order.index(d) for d in range(x.ndim)])
 

@@ -11,6 +11,7 @@ from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._kernel import KernelOp, kernel_op
+from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import (
     gather_along,
     gathering,
@@ -50,15 +51,25 @@ def _index_of(name: str, index: Any) -> Tensor:
     return index if index.is_contiguous() else tensor_of(index._address_array())
 
 
-def _range_of(index: Tensor) -> tuple[int, int]:
+def _check_places(index: Tensor, low: int, high: int, error: type[Exception], message: str) -> bool:
+    """Whether an index has negative places; refuse those outside of ``[low, high)`` with a message about ``{index}``."""
     places = index._address_array()
-    return (int(places.min()), int(places.max())) if places.size else (0, -1)
+    least, most = (int(places.min()), int(places.max())) if places.size else (0, -1)
+    if least < low or most >= high:
+        raise error(message.format(index=least if least < low else most))
+    return least < 0
 
 
-def _refuse_outside(index: Tensor, n: int, error: type[Exception], message: str) -> None:
-    low, high = _range_of(index)
-    if low < 0 or high >= n:
-        raise error(message.format(index=low if low < 0 else high))
+def _check_rows(name: str, x: Tensor, dim: int, index: Any, error: type[Exception], message: str) -> tuple[int, Tensor]:
+    # a dim and a vector of its places; the message may speak of {dim} and {size} too
+    check_tensor(name, x)
+    d = check_dim(dim, x.ndim)
+    index = _index_of(name, index)
+    if index.ndim > 1:
+        raise IndexError(f"{name}(): Index is supposed to be a vector, but got shape {list(index.shape)}")
+    n = x.shape[d] if x.ndim else 1
+    _check_places(index, 0, n, error, message.format(index="{index}", dim=d, size=n))
+    return d, index
 
 
 def _check_along(name: str, x: Tensor, dim: int, index: Any, source: Any = None) -> tuple[int, Tensor]:
@@ -87,12 +98,8 @@ def _check_along(name: str, x: Tensor, dim: int, index: Any, source: Any = None)
                 f"Expected index {list(picked)} to be no larger than self {list(shape)} apart from dimension {d} and to be no "
                 f"larger size than src {list(given)}"
             )
-    _refuse_outside(
-        index,
-        shape[d],
-        RuntimeError,
-        f"index {{index}} is out of bounds for dimension {d} with size {shape[d]}",
-    )
+    message = f"index {{index}} is out of bounds for dimension {d} with size {shape[d]}"
+    _check_places(index, 0, shape[d], RuntimeError, message)
     return d, index
 
 
@@ -130,6 +137,7 @@ def gather_op(op, x, dim, index):
     return _picked(op, x, dim, index)
 
 
+@reads_values
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """Elements picked along a dimension: ``out[i][j] = input[index[i][j]][j]`` for ``dim=0``.
 
@@ -150,6 +158,7 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     return gather_op(input, *_check_along("gather", input, dim, index))
 
 
+@reads_values
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """`gather` with broadcasting; without `dim` from the flattened tensor."""
     check_tensor("take_along_dim", input)
@@ -202,7 +211,7 @@ def _scatter_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:
 
 _scatter_tensor = _scatter_op("scatter_tensor", "ScatterBackward0", False)
 _scatter_number = _scatter_op("scatter_number", "ScatterBackward1", False)
-_scatter_sum = _scatter_op("scatter_sum", "ScatterAddBackward0", True)
+scatter_sum = _scatter_op("scatter_sum", "ScatterAddBackward0", True)
 
 
 def scatter_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
@@ -210,7 +219,7 @@ def scatter_back(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
     shape = tuple(int(n) for n in rt.layout_row(words[1])["shape"][: int(rt.layout_row(words[1])["ndim"])])
     from tapegrad.creation import zeros
 
-    return _scatter_sum(zeros(shape, dtype=g.dtype), words[0], index, g.reshape(index.shape))
+    return scatter_sum(zeros(shape, dtype=g.dtype), words[0], index, g.reshape(index.shape))
 
 
 def zero_at(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
@@ -223,6 +232,7 @@ def gather_from(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
     return gather_op(g, words[0], index)
 
 
+@reads_values
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None) -> Tensor:
     """A copy with elements of `src` written along a dimension: ``out[index[i][j]][j] = src[i][j]`` for ``dim=0``.
 
@@ -249,6 +259,7 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
     return _scatter_number(input, d, index, constant(source, input.dtype))
 
 
+@reads_values
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy with elements of `src` added along a dimension; see `scatter`.
 
@@ -259,7 +270,7 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     d, index = _check_along("scatter_add", input, dim, index, src)
     check_tensor("scatter_add", src)
     same_dtype("scatter_add", input, src)
-    return _scatter_sum(input, d, index, src)
+    return scatter_sum(input, d, index, src)
 
 
 # rows
@@ -278,13 +289,7 @@ def select_rows(op, x, dim, index):
     return take_rows(op, x, index, dim, dim + 1, (*x.shape[:dim], index.numel(), *x.shape[dim + 1 :]))
 
 
-def _vector_index(name: str, index: Any) -> Tensor:
-    index = _index_of(name, index)
-    if index.ndim > 1:
-        raise IndexError(f"{name}(): Index is supposed to be a vector, but got shape {list(index.shape)}")
-    return index
-
-
+@reads_values
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The given places of a dimension.
 
@@ -301,11 +306,8 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     tensor([[2, 2],
             [4, 4]])
     """
-    check_tensor("index_select", input)
-    d = check_dim(dim, input.ndim)
-    index = _vector_index("index_select", index)
-    n = input.shape[d] if input.ndim else 1
-    _refuse_outside(index, n, IndexError, f"index out of range in self: index {{index}}, dimension {d} with size {n}")
+    message = "index out of range in self: index {index}, dimension {dim} with size {size}"
+    d, index = _check_rows("index_select", input, dim, index, IndexError, message)
     if input.ndim == 0:
         return select_rows(input.reshape(1), 0, index).view(())
     return select_rows(input, d, index)
@@ -324,6 +326,7 @@ def look_up(op, weight, index, padding_idx):
     return take_rows(op, weight, index, 0, 1, (*index.shape, *weight.shape[1:]), padding_idx)
 
 
+@reads_values
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """Rows of `weight` looked up by number.
 
@@ -345,7 +348,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     if weight.ndim != 2:
         raise RuntimeError(f"'weight' must be 2-D, but got shape {list(weight.shape)}")
     n = weight.shape[0]
-    _refuse_outside(index, n, IndexError, f"index out of range in self: index {{index}}, {n} rows")
+    _check_places(index, 0, n, IndexError, f"index out of range in self: index {{index}}, {n} rows")
     skipped = -1
     if padding_idx is not None:
         if not -n <= padding_idx < n:
@@ -361,6 +364,7 @@ def take_op(op, x, index):
     return take_rows(op, x, index, 0, x.ndim, index.shape)
 
 
+@reads_values
 def take(input: Tensor, index: Tensor) -> Tensor:
     """Elements of the flattened tensor, in the shape of the index.
 
@@ -371,12 +375,8 @@ def take(input: Tensor, index: Tensor) -> Tensor:
     check_tensor("take", input)
     index = _index_of("take", index)
     n = input.numel()
-    low, high = _range_of(index)
-    if low < -n or high >= n:
-        raise IndexError(
-            f"out of range: tried to access index {low if low < -n else high} on a tensor of {n} elements."
-        )
-    if low < 0:
+    message = f"out of range: tried to access index {{index}} on a tensor of {n} elements."
+    if _check_places(index, -n, n, IndexError, message):
         places = index._address_array()
         index = tensor_of(np.where(places < 0, places + n, places))
     return take_op(input, index)
@@ -410,16 +410,9 @@ for _sum in (_scatter_sum, _add_rows):
 
 
 def _put_along(name: str, op: KernelOp, x: Tensor, dim: int, index: Any, source: Any) -> Tensor:
-    check_tensor(name, x)
-    d = check_dim(dim, x.ndim)
-    index = _vector_index(name, index)
-    n = x.shape[d] if x.ndim else 1
-    _refuse_outside(
-        index,
-        n,
-        IndexError if name == "index_fill" or name == "index_copy" else RuntimeError,
-        f"{name}(): index {{index}} is out of bounds for dimension {d} with size {n}",
-    )
+    error = RuntimeError if name == "index_add" else IndexError
+    message = name + "(): index {index} is out of bounds for dimension {dim} with size {size}"
+    d, index = _check_rows(name, x, dim, index, error, message)
     if not isinstance(source, Tensor):
         source = constant(source, x.dtype)
     elif name == "index_fill":
@@ -441,6 +434,7 @@ def _put_along(name: str, op: KernelOp, x: Tensor, dim: int, index: Any, source:
     return op(x, d, index, source)
 
 
+@reads_values
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
     """A copy with the rows of `source`, times `alpha`, added to the given places of a dimension."""
     if alpha != 1:
@@ -448,11 +442,13 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     return _put_along("index_add", _add_rows, input, dim, index, source)
 
 
+@reads_values
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy with the rows of `source` written to the given places of a dimension."""
     return _put_along("index_copy", _copy_rows, input, dim, index, source)
 
 
+@reads_values
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy with one value at the given places of a dimension."""
     return _put_along("index_fill", _fill_rows, input, dim, index, value)

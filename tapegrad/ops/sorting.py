@@ -8,6 +8,7 @@ import numpy as np
 
 from tapegrad.creation import from_copy
 from tapegrad.ops._kernel import KernelOp
+from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import gather_along, gathering
 from tapegrad.ops._rule import result_type
 from tapegrad.ops.indexing import tensor_of
@@ -80,6 +81,7 @@ def _with_order(
     return op(x, d, tensor_of(order), shape), tensor_of(order.reshape(shape))
 
 
+@reads_values
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> sort_result:
     """Elements in order along a dimension, and where each was.
 
@@ -99,6 +101,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     return sort_result(*_with_order(_in_order, x, d, _order(x._address_array(), d, descending), () if scalar else None))
 
 
+@reads_values
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
     """Where the elements of a sorted dimension were."""
     check_tensor("argsort", input)
@@ -112,6 +115,7 @@ def msort(input: Tensor) -> Tensor:
     return sort(input, 0).values
 
 
+@reads_values
 def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> topk_result:
     """The `k` largest (or smallest) elements along a dimension, in order, and where each was.
 
@@ -129,6 +133,7 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
     return topk_result(*_with_order(_at_top, x, d, order, () if scalar and k == 1 else None))
 
 
+@reads_values
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kthvalue_result:
     """The `k`-th smallest element along a dimension, and where it was."""
     check_tensor("kthvalue", input)
@@ -145,6 +150,7 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kth
 # distinct elements
 
 
+@reads_values
 def unique(
     input: Tensor,
     sorted: bool = True,
@@ -182,6 +188,7 @@ def _with_extras(values: Any, inverse: Any, counts: Any, return_inverse: bool, r
     return found[0] if len(found) == 1 else tuple(found)
 
 
+@reads_values
 def unique_consecutive(
     input: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
 ) -> Any:
@@ -203,6 +210,7 @@ def unique_consecutive(
 # searching
 
 
+@reads_values
 def searchsorted(
     sorted_sequence: Tensor,
     input: Any,
@@ -261,6 +269,7 @@ def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right:
     return searchsorted(boundaries, input, out_int32=out_int32, right=right)
 
 
+@reads_values
 def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
     """Whether each element is one of others.
 

@@ -9,13 +9,10 @@ import pytest
 import tapegrad as tg
 from tapegrad.autograd import gradcheck, gradgradcheck
 from tapegrad.autograd.gradcheck import GradcheckError
+from tests.helpers import leaf, raises
 
 module = importlib.import_module("tapegrad.autograd.gradcheck")  # the name in the package is the function
 both_modes = pytest.mark.parametrize("fast", [False, True])
-
-
-def leaf(values, dtype=tg.float64):
-    return tg.tensor(values, dtype=dtype, requires_grad=True)
 
 
 X = [[0.3, -1.2, 2.0], [0.7, 1.1, -0.4]]
@@ -350,10 +347,6 @@ def test_undefined_gradients():
 
 
 # ---- inputs and outputs that are refused ----
-
-
-def raises(message, kind):
-    return pytest.raises(kind, match="^" + re.escape(message) + "$")
 
 
 def test_no_input_requires_grad():

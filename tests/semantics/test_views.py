@@ -243,6 +243,22 @@ def test_base_and_views_see_the_new_graph(write, read, gradient):
     same(x.grad, gradient)
 
 
+def test_a_view_written_to_several_times_is_the_part_of_its_base_it_shows():
+    x, v = leaf([[0.5, -1.0, 2.0], [0.25, 3.0, -0.75]]), leaf([1.0, -2.0, 0.5])
+    base = x * 1
+    row = base[1]
+    row *= v
+    same(row, [0.25, -6.0, -0.375])
+    row.mul_(v).add_(v)
+    last = np.array([0.25, 3.0, -0.75]) * vals(v) ** 2 + vals(v)
+    same(row, last)
+    same(base[1], last)
+    assert row.data_ptr() == base[1].data_ptr()
+    to_x, to_v = tg.autograd.grad((base * 2).sum() + row.sum(), [x, v])
+    same(to_x, np.stack([np.full(3, 2.0), 3 * vals(v) ** 2]))
+    same(to_v, 3 * (2 * vals(v) * np.array([0.25, 3.0, -0.75]) + 1))
+
+
 def test_a_constant_base_joins_the_graph_through_its_view():
     x, c = leaf([5.0]), tg.zeros(3, dtype=tg.float64)
     c[1:2].copy_(x)

@@ -1,0 +1,44 @@
+"""Functions that look at the values of their arguments on the way: inside `vmap` they run once a sample."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_TRACED
+from tapegrad.tensor import Tensor
+
+# set by tapegrad.func: calls a function once a sample
+once_a_sample: Callable[[Callable, tuple, dict], Any] | None = None
+# how many threads run a function on the first sample of a batch
+sampling = 0
+
+
+def holds_traced(values: Any) -> bool:
+    """Whether a traced tensor is among values, or within the tuples and lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if rt.look(rt.S, value._id, LOOK_TRACED):
+                return True
+        elif isinstance(value, tuple | list) and holds_traced(value):
+            return True
+    return False
+
+
+def holds_tensor(key: Any) -> bool:
+    """Whether a tensor or an array is in an index."""
+    return any(hasattr(item, "shape") or isinstance(item, list) for item in (key if isinstance(key, tuple) else (key,)))
+
+
+def reads_values(function: Callable) -> Callable:
+    """Declare that a function of tensors reads their values."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        if sampling and once_a_sample is not None and holds_traced((*args, *named.values())):
+            return once_a_sample(function, args, named)
+        return function(*args, **named)
+
+    return call
