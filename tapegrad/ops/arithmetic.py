@@ -466,12 +466,12 @@ def hypot(input: Tensor, other: Tensor) -> Tensor:
 
 def deg2rad(input: Tensor) -> Tensor:
     """Degrees to radians."""
-    return input * (pw.PI / 180)
+    return input * (math.pi / 180)
 
 
 def rad2deg(input: Tensor) -> Tensor:
     """Radians to degrees."""
-    return input * (180 / pw.PI)
+    return input * (180 / math.pi)
 
 
 def logit(input: Tensor, eps: float | None = None) -> Tensor:

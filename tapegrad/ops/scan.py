@@ -46,7 +46,7 @@ def recurrence(op, a, x, backwards):
     r"""Linear recurrence along the middle dim, :math:`y_q = x_q + a_q y_{q-1}`; backwards :math:`y_q = x_q + a_{q+1} y_{q+1}`."""
     outer, run, inner = x.shape
     words = [outer, run, inner, int(backwards)]
-    return op.launch([a.contiguous(), x.contiguous()], x.shape, x.dtype, words, max(outer, 1), max(4 * run * inner, 4))
+    return op.launch([a.contiguous(), x.contiguous()], x.shape, x.dtype, words, outer, max(4 * run * inner, 4))
 
 
 recurrence.covered_by = "cumprod"
