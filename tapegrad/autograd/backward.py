@@ -15,7 +15,7 @@ from tapegrad import errors
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_hooks
 from tapegrad.autograd.recorded import free_attached, hooked_parts, sweep_over_tensors
-from tapegrad.autograd.rows import check_versions, handle, modified, operands, read_row
+from tapegrad.autograd.rows import check_versions, handle, modified, operands, read_row, saved_values
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
@@ -409,6 +409,10 @@ def _sweep(answer: int) -> None:
             index -= 1
         elif answer == structs.SWEEP_HOOK:
             index = _run_attached(index)
+        elif answer == structs.SWEEP_RAISED:
+            row = read_row(index)
+            kept = saved_values(row, False)
+            op.raise_again_in_reverse(_adjoint(row.out), rt.wanted_inputs(_S, index), kept, row.words)
         elif answer == structs.SWEEP_FREED:
             raise RuntimeError(errors.BACKWARD_TWICE)
         elif answer == structs.SWEEP_MODIFIED:
