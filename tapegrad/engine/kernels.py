@@ -37,7 +37,7 @@ from numba.core.registry import cpu_target
 from numba.extending import is_jitted
 
 from tapegrad.engine import structs
-from tapegrad.engine._parts import UnitCompiler
+from tapegrad.engine._parts import Callback, UnitCompiler
 from tapegrad.engine.structs import call_kernel
 
 _FORMAT = "1"
@@ -134,6 +134,8 @@ def describe(value: Any, seen: dict[Any, bytes]) -> bytes:
         digest.update(describe(default, seen))
     if is_jitted(value):
         digest.update(describe(value.targetoptions, seen))
+        if value.locals:
+            digest.update(describe(value.locals, seen))
     seen[id(value)] = digest.digest()
     return seen[id(value)]
 
@@ -392,10 +394,7 @@ def _build_aside(name: str, source: str, environment: dict[str, Any], root: Path
 def build_kernel(name: str, source: str, environment: dict[str, Any]) -> int:
     """Address of a compiled kernel ``name(S, row, start, stop)``."""
 
-    def make(function: Any, cache: bool) -> Any:
-        return numba.cfunc(KERNEL_SIGNATURE, cache=cache, error_model="numpy", pipeline_class=UnitCompiler)(function)
-
-    return build(name, source, environment, make).address
+    return build(name, source, environment, lambda function, cache: Callback(function, KERNEL_SIGNATURE, cache)).address
 
 
 # name, bytes of an element and pointer constructor, by dtype code

@@ -62,7 +62,8 @@ def _copy(function: Any) -> Any:
     except Undescribable:  # what uses it is not kept on disk, so it only has to differ within this process
         content = f"local{next(_unnamed)}"
     names = _all_names(code)
-    namespace = {n: v for n, v in original.__globals__.items() if n in names or n.startswith("__")}
+    namespace = {n: v for n, v in original.__globals__.items() if n in names or n == "__builtins__"}
+    namespace["__name__"] = __name__  # cached code is loaded by the module it names
     cells = tuple(python_types.CellType() for _ in code.co_freevars) or None
     copied = python_types.FunctionType(code, namespace, original.__name__, original.__defaults__, cells)
     copied.__kwdefaults__ = original.__kwdefaults__
@@ -72,7 +73,7 @@ def _copy(function: Any) -> Any:
         py_func=copied, locals=function.locals, targetoptions=options, pipeline_class=function._compiler.pipeline_class
     )
     _copies[id(function)] = function, made  # before its callees, one of which may be itself
-    for name in namespace:
+    for name in names & namespace.keys():
         namespace[name] = _part(namespace[name], names)
     for cell, given in zip(cells or (), original.__closure__ or (), strict=True):
         cell.cell_contents = _part(given.cell_contents, names)

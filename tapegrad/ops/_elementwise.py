@@ -65,6 +65,7 @@ class UserOp(Pointwise):
         self.name = self.__name__ = name
         self.symbol = symbol
         self.fallible = fallible
+        self._again: dict[str, Callable] = {}  # its scalar functions, to be called from Python
 
     def build(self, label: str, text: str, names: dict[str, Any], failure: int) -> int:
         """Address of the kernel `label` of a source text."""
@@ -78,8 +79,8 @@ class UserOp(Pointwise):
 
     def raise_again(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> NoReturn:
         """Raise the exception that compiled code met."""
-        name = f"{self.symbol}_again"
-        self._run(name, _source.forward_text(name, self.function), self.function, tensors)
+        make = functools.partial(_source.forward_text, function=self.function)
+        self._run(f"{self.symbol}_again", make, self.function, tensors)
         super().raise_again(tensors, shape)
 
     def raise_again_in_reverse(
@@ -90,18 +91,20 @@ class UserOp(Pointwise):
         values = self.named_values(g, kept)
         for slot, used in self.partial_uses().items():
             if need >> slot & 1:
-                name = f"{self.symbol}_again{slot}"
-                text = _source.partial_text(name, self.derivative, self._positions[slot])
-                self._run(name, text, self.derivative, [values[n] for n in used])
+                make = functools.partial(_source.partial_text, function=self.derivative, index=self._positions[slot])
+                self._run(f"{self.symbol}_again{slot}", make, self.derivative, [values[n] for n in used])
         super().raise_again_in_reverse(g, need, kept, words)
 
-    def _run(self, name: str, text: str, function: Callable, operands: Sequence[Any]) -> None:
-        names = scalar_environment(function, operands[0].dtype.code)
-        names["internal_contract"] = numba.njit(error_model="numpy")
-        exec(text, names)
+    def _run(self, name: str, make: Callable[[str], str], function: Callable, operands: Sequence[Any]) -> None:
+        dtype = operands[0].dtype
+        name += dtype.name
+        if name not in self._again:
+            names = scalar_environment(function, dtype.code) | {"internal_contract": numba.njit(error_model="numpy")}
+            exec(make(name), names)
+            self._again[name] = names[name]
         arrays = np.broadcast_arrays(*(t.detach().numpy() for t in operands))
         for values in zip(*(a.flat for a in arrays), strict=True):
-            names[name](*values)
+            self._again[name](*values)
 
 
 class _Underived(UserOp):

@@ -68,7 +68,8 @@ class _Signature(KernelOp):
             return build_kernel(f"{self.symbol}_{kind}", text, self._texts.names)
         except NumbaError as error:
             op = self.declaration
-            of = f"{op.inputs} of types {[array_name(*a) for a in self.look.inputs]}, {op.result} of {array_name(*self.look.result)}"
+            types = [array_name(*a) for a in (*self.look.inputs, self.look.result)]
+            of = ", ".join(f"{n}: {a}" for n, a in zip([*op.inputs, op.result], types, strict=True))
             which = "forward" if kind == "forward" else "backward"
             raise TypeError(f"{op.__name__}: the {which} function cannot be compiled for {of}: {error}") from error
 

@@ -469,7 +469,8 @@ class Pointwise(Op):
         for slot, used in self.partial_uses().items():
             if need >> slot & 1:
                 partial = partial_over_tensors(self.derivative, self._positions[slot])
-                parts[slot] = partial(*(values[n] for n in used))
+                part = partial(*(values[n] for n in used))
+                parts[slot] = part if isinstance(part, Tensor) else constant(part, g.dtype)
         return parts
 
     def named_values(self, g: Tensor, kept: Sequence[Tensor | None]) -> dict[str, Any]:

@@ -267,7 +267,7 @@ class Translation:
 
     def _binary(self, node: ast.expr, op: ast.operator, left: ast.expr, right: ast.expr) -> ast.expr:
         if type(op) in _CALLED:
-            return self._operation(node, _CALLED[type(op)], [left, right])
+            return self._named(node, _CALLED[type(op)], [left, right])
         if type(op) not in _ARITHMETIC:
             self._refuse(node, "floating point numbers have no bits to work on")
         if isinstance(left, ast.Constant) and isinstance(right, ast.Constant):
@@ -354,7 +354,10 @@ class Translation:
             return self._operation(node, op or name + "()", [given[0], *bounds])
         if name == "where" and len(given) == 3 and not named:
             return self._expression(ast.IfExp(*given))
-        arguments = self._operands(node, given, named)
+        return self._named(node, name, self._operands(node, given, named))
+
+    def _named(self, node: ast.expr, name: str, arguments: list[ast.expr]) -> ast.expr:
+        # an operation by its name here, applied to translated operands
         match name, arguments:
             case _, [a, b] if name in _SYMBOLS:
                 return self._binary(node, _SYMBOLS[name](), a, b)
