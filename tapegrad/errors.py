@@ -26,6 +26,10 @@ MODIFIED_LEAF = (
     "Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
     "tapegrad.autograd.set_detect_anomaly(True)."
 )
+TOO_MANY_OPS = (
+    "{name} would be operation number {number}, and a process holds at most {most}. An operation declared anew with another constant "
+    "in it is another operation: make what varies an input."
+)
 NOT_FLOATING = "Only Tensors of floating point and complex dtype can require gradients"
 NOT_FLOATING_SET = "only Tensors of floating point and complex dtype can require gradients"
 NOT_A_LEAF = (

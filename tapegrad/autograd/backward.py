@@ -14,7 +14,7 @@ from tapegrad import errors
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
 from tapegrad.autograd.recorded import free_attached, hooked_parts, sweep_over_tensors
-from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row
+from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row, saved_values
 from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -463,6 +463,11 @@ def _sweep(answer: int) -> None:
         elif answer == structs.SWEEP_HOOK:
             with _in_users_code():
                 index = _run_attached(index)
+        elif answer == structs.SWEEP_RAISED:
+            row = read_row(index)
+            op.raise_again_in_reverse(
+                _adjoint(row.out), rt.wanted_inputs(_S, index), saved_values(row, False), row.words
+            )
         elif answer == structs.SWEEP_FREED:
             raise RuntimeError(errors.BACKWARD_TWICE)
         elif answer == structs.SWEEP_MODIFIED:
