@@ -405,12 +405,13 @@ def _over_tensors(
 
 def _add_to_grad(t: Tensor, g: Tensor) -> None:
     # what is accumulated in is nobody else's: others may hold the adjoint
-    if not rt.look(_S, t._id, LOOK_GRAD):
+    held = t.grad if rt.look(_S, t._id, LOOK_GRAD) else None
+    if held is None:
         t.grad = g.clone() if g.is_contiguous() else g.contiguous()
-    elif is_grad_enabled() or not t.is_leaf or not t.grad.is_contiguous():
-        t.grad = t.grad + g
+    elif is_grad_enabled() or not t.is_leaf or not held.is_contiguous():
+        t.grad = held + g
     else:
-        t.grad.add_(g)
+        held.add_(g)
 
 
 def _add_to_leaf(t: Tensor, g: Tensor) -> None:

@@ -189,7 +189,7 @@ def unpacked(value: Any, unpack: Callable, shape: Size, dtype: dtypes.dtype) -> 
     made = unpack(value)
     if not isinstance(made, Tensor):
         raise TypeError(errors.UNPACKED_TYPE.format(type(made).__name__))
-    if made.shape != shape or made.dtype.category != dtype.category:
+    if made.shape != shape or made.dtype.is_floating_point != dtype.is_floating_point:
         raise RuntimeError(errors.UNPACKED_LIKE.format(dtype, list(shape), made.dtype, list(made.shape)))
     return made.to(dtype)
 

@@ -73,6 +73,11 @@ def sampling(batch: Any, randomness: str) -> Iterator[None]:
             _reading.sampling -= 1
 
 
+def samples_carry_gradients() -> bool:
+    """Whether the sample this thread runs a function on stands for tensors that require grad."""
+    return any(t.requires_grad for batch, _ in getattr(_local, "samples", ()) for t in batch.values.values())
+
+
 def refuse_reading(t: Tensor) -> None:
     """Refuse to turn a tensor into numbers while its samples are not told apart.
 

@@ -271,8 +271,9 @@ class _LanesOp(RowOp):
         super().__init__(lanes, structs.PYTHON, "BatchedBackward0", None)
         rt.ops[self.code]["differentiable"] = 15
 
-    def parts(self, row: Row, g: Tensor, need: int) -> list[Tensor | None]:
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
         """The op's own derivative, batched."""
+        g = arrived[0]
         kernel, values, batched, size = call_of(row.out)
         wanted = _need_of(values)
         saved = int(rt.ops[kernel.op.code]["saved"][wanted & 7])

@@ -12,7 +12,17 @@ from tapegrad import _tree
 from tapegrad.autograd.backward import grad as gradients
 from tapegrad.autograd.rows import Row, handle
 from tapegrad.autograd.tangents import push_forward
-from tapegrad.autograd.tracing import alias, bare, is_traced, mark, recording, rows_between, transforming, unmark
+from tapegrad.autograd.tracing import (
+    alias,
+    bare,
+    is_traced,
+    mark,
+    recording,
+    rows_between,
+    samples_carry_gradients,
+    transforming,
+    unmark,
+)
 from tapegrad.creation import as_tensor, ones_like, zeros_like
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -115,7 +125,9 @@ class Recorded:
                 result = func(*given, **kwargs)
         self.output, self.aux = _with_aux(name, result, aux)
         # whether others may differentiate what comes of this: then derivatives are recorded too
-        self.outer = grads and (any(t.requires_grad for t in originals) or self._captures())
+        self.outer = grads and (
+            any(t.requires_grad for t in originals) or samples_carry_gradients() or self._captures()
+        )
 
     def _captures(self) -> bool:
         roots = [t for t in _tree.flatten(self.output)[0] if isinstance(t, Tensor) and t.requires_grad]
@@ -305,6 +317,7 @@ class Linear:
         # whether others may differentiate what comes of this
         self.outer = grads and (
             any(t.requires_grad for t in self.seeds)
+            or samples_carry_gradients()
             or any(t.requires_grad and rt.reaches_other_leaf(_S, t._id) for t in self.ends)
         )
         self.output = self.finished(output)

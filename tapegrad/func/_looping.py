@@ -50,8 +50,9 @@ class _LoopOp(RowOp):
         super().__init__(loop, structs.PYTHON, "BatchedBackward0", None)
         rt.ops[self.code]["differentiable"] = 15
 
-    def parts(self, row: Row, g: Tensor, need: int) -> list[Tensor | None]:
+    def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
         """The gradients of the call, themselves once a sample."""
+        g = arrived[0]
         call, number = _call_of(row)
         wanted = [p for p, k in enumerate(row.extra) if handle(k).requires_grad]
 
