@@ -142,6 +142,9 @@ def assign(
         copy_elements(target, result)
         rt.mark_written(_S, target._id, 0, 0)
         return target
+    for t in (*operands, value):
+        if t is not None:
+            t._refresh()
     # the place on the tape keeps the old elements, as a view of nothing; a new handle takes the memory that is written
     view = target._base_tensor() is not None
     memory = _detached_copy(target)

@@ -163,8 +163,8 @@ def _changes(tokens: tuple) -> bool:
 
 
 def _is_whole(x: Tensor, tokens: tuple) -> bool:
-    # whether a basic index of slices shows all of a tensor as it is
-    if not all(t is Ellipsis or (type(t) is tuple and t[3] in (None, 1)) for t in tokens):
+    # whether a basic index of slices shows all of a tensor, without counting from the end
+    if not all(t is Ellipsis or (type(t) is tuple and t[1] in (None, 0) and t[3] in (None, 1)) for t in tokens):
         return False
     layout = rt.look(_S, x._id, LOOK_META) >> 16
     plan = _plan(layout, tokens, 0)

@@ -126,12 +126,16 @@ def reshape(geometry, *shape):
     return _viewed(geometry, wanted)
 
 
-def _reshape_by_copy(x: Tensor, *shape: Any) -> Tensor:
-    fresh = unsafe_view(clone(x), *shape)
-    # nobody else holds the copy, so this is no view of it to users
+def reshape_fresh(x: Tensor, *shape: Any) -> Tensor:
+    """A contiguous tensor that nobody else holds, under another shape: to users no view of it."""
+    fresh = unsafe_view(x, *shape)
     rt.set_flag(rt.S, fresh._id, IS_VIEW, 0)
     fresh._root = None
     return fresh
+
+
+def _reshape_by_copy(x: Tensor, *shape: Any) -> Tensor:
+    return reshape_fresh(clone(x), *shape)
 
 
 reshape.without_view = unsafe_view.without_view = _reshape_by_copy

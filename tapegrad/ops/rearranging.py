@@ -24,6 +24,7 @@ from tapegrad.engine.structs import (
 from tapegrad.ops._kernel import KernelOp, kernel_op
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops.joining import check_tensor, distinct_dims, integers, line_offset
+from tapegrad.ops.movement import reshape_fresh
 from tapegrad.tensor import Tensor, check_dim
 
 P: Any = None  # pointer to elements
@@ -220,7 +221,7 @@ def roll(op, x, shifts, dims=()):
         shape = tuple(x.shape)
         if x.ndim == 1:
             return _rearrange(op, x, shape, [((-moves[0]) % n, 1, n)], True)
-        return _rearrange(op, flat, (n,), [((-moves[0]) % n, 1, n)], True).view(shape)
+        return reshape_fresh(_rearrange(op, flat, (n,), [((-moves[0]) % n, 1, n)], True), shape)
     if len(moves) != len(where):
         raise RuntimeError(f"shifts and dimensions must align. shifts: {len(moves)}, dims:{len(where)}")
     total = [0] * x.ndim

@@ -6,9 +6,11 @@ import argparse
 import sys
 
 import tapegrad
-from tests.programs.generate import generate
-from tests.programs.program import listing
-from tests.programs.shrink import disagreement, shrunk
+
+from .compare import disagreement
+from .generate import generate
+from .program import listing
+from .shrink import shrunk
 
 
 def main() -> int:

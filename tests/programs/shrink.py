@@ -1,28 +1,12 @@
-"""Finding the disagreement of a program, and a shorter program with the same one."""
+"""Finding a shorter program with the same disagreement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
-from tests.programs.program import Disagreement, Outside, Program, Reference, Run, Step, compare
-
-
-def disagreement(program: Program, library: Any) -> Disagreement | None:
-    """Where a library parts from PyTorch over a program; None also for a program that is not for comparing."""
-    try:
-        parted = compare(program, Reference(torch), Run(library))
-        if parted is None or not parted.kind.startswith(
-            "only PyTorch raised RuntimeError: one of the variables needed"
-        ):
-            return parted
-        # a write that kept the old value: then the answer must be the right one
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
-            return compare(program, Reference(torch), Run(library), forgiving=True)
-    except Outside:
-        return None
+from .compare import disagreement
+from .program import Program, Step
 
 
 def shrunk(program: Program, kind: str, library: Any) -> list[Step]:
