@@ -404,7 +404,7 @@ def _row_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:
 _add_rows = _row_op("add_rows", "IndexAddBackward0", True)
 _copy_rows = _row_op("copy_rows", "IndexCopyBackward0", False)
 _fill_rows = _row_op("fill_rows", "IndexFillBackward0", False)
-for _sum in (_scatter_sum, _add_rows):
+for _sum in (scatter_sum, _add_rows):
     # what is added to takes the whole adjoint, wherever something was added
     _sum.saves(lambda need: ["index"] if need & 4 else [])
 

@@ -58,7 +58,7 @@ class Generator:
 
     def attempt(self, step: Step | None) -> None:
         """Add a statement, unless PyTorch's answer speaks against it."""
-        if step is None or not self.retains and any(name in step.form for name in SAVES_A_NUMBER):
+        if step is None or (not self.retains and any(name in step.form for name in SAVES_A_NUMBER)):
             return
         if self.no_grad:
             self.no_grad -= 1
