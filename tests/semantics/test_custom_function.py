@@ -99,7 +99,7 @@ def test_an_input_changed_in_place():
     assert Triple.apply(w) is w
     (w * w).sum().backward()
     np.testing.assert_allclose(x.grad.numpy(), 18 * x.detach().numpy())
-    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad is being used in an in-place operation"):
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad has been used in an in-place operation"):
         Triple.apply(leaf(1.0))
 
 
