@@ -5,7 +5,7 @@ import importlib as _importlib
 from importlib import metadata as _metadata
 from typing import Any as _Any
 
-from tapegrad import autograd, func, interchange, nn, ops, optim
+from tapegrad import autograd, func, interchange, nn, ops, optim, utils
 from tapegrad.creation import (
     arange,
     as_tensor,

@@ -10,13 +10,13 @@ NO_GRAPH = "element {} of tensors does not require grad and does not have a grad
 LEAF_IN_PLACE = "a leaf Variable that requires grad is being used in an in-place operation."
 LEAF_VIEW_IN_PLACE = "a view of a leaf Variable that requires grad is being used in an in-place operation."
 MULTIPLE_VIEWS_IN_PLACE = (
-    "Output 0 of {name} is a view and is being modified inplace. This view is the output of a function that returns multiple "
+    "Output {number} of {name} is a view and is being modified inplace. This view is the output of a function that returns multiple "
     "views. Such functions do not allow the output views to be modified inplace. You should replace the inplace operation by an "
     "out-of-place one."
 )
 MODIFIED = (
     "one of the variables needed for gradient computation has been modified by an inplace operation: "
-    "[tapegrad.{type}Tensor {shape}], which is output 0 of {name}, is at version {version}; expected version {expected} instead. "
+    "[tapegrad.{type}Tensor {shape}], which is output {number} of {name}, is at version {version}; expected version {expected} instead. "
     "Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
     "tapegrad.autograd.set_detect_anomaly(True)."
 )
@@ -25,6 +25,10 @@ MODIFIED_LEAF = (
     "[tapegrad.{type}Tensor {shape}] is at version {version}; expected version {expected} instead. "
     "Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "
     "tapegrad.autograd.set_detect_anomaly(True)."
+)
+TOO_MANY_OPS = (
+    "{name} would be operation number {number}, and a process holds at most {most}. An operation declared anew with another constant "
+    "in it is another operation: make what varies an input."
 )
 NOT_FLOATING = "Only Tensors of floating point and complex dtype can require gradients"
 NOT_FLOATING_SET = "only Tensors of floating point and complex dtype can require gradients"
@@ -198,3 +202,18 @@ PARTIAL_OVERLAP = (
 HOOK_NO_GRAD = "cannot register a hook on a tensor that doesn't require gradient"
 UNPACKED_TYPE = "Output of saved tensor unpack_hook expected to be a Tensor but got result of type {}"
 UNPACKED_LIKE = "Output of saved tensor unpack_hook expected to be a {} tensor of shape {}, as was packed, but got a {} tensor of shape {}"
+FUNCTION_VIEW_IN_PLACE = (
+    "Output {number} of {name} is a view and is being modified inplace. This view was created inside a custom Function (or because "
+    "an input was returned as-is) and the autograd logic to handle view+inplace would override the custom backward associated with "
+    "the custom Function, leading to incorrect gradients. This behavior is forbidden. You can fix this by cloning the output of the "
+    "custom Function."
+)
+DIRTY_LEAF = "a leaf Variable that requires grad has been used in an in-place operation."
+NOT_RETURNED = (
+    "Some elements marked as dirty during the forward method were not returned as output. The inputs that are modified inplace must "
+    "all be outputs of the Function."
+)
+DIRTY_NOT_INPUT = (
+    "ctx.mark_dirty() received a tensor that was not an input. Only input Tensors that have been mutated should be passed to "
+    "ctx.mark_dirty()."
+)

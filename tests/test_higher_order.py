@@ -1,16 +1,20 @@
 """Second and third derivatives of every op: reverse over reverse against finite differences of the derivative below."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy import special
 
 import tapegrad as tg
 import tapegrad.nn.functional as F
-from tapegrad.autograd.graph import Node
+from tapegrad.autograd.rows import operands, read_row
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_OP
+from tapegrad.engine.tape import LOOK_PRODUCER
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS
 from tapegrad.ops._view import ViewOp
+from tapegrad.ops.pointwise import polygamma
 from tapegrad.ops.scan import recurrence
 from tests.test_ops import SAMPLED, SMOOTH, constant_inputs, draw, sample_parts
 
@@ -208,12 +212,13 @@ def test_derivatives_of_higher_order(call, arrays, still):
 
 def ops_behind(result):
     """Names of the ops that computed a tensor."""
-    found, waiting = set(), [result.grad_fn]
+    found, waiting = set(), [result._id]
     while waiting:
-        node = waiting.pop()
-        if isinstance(node, Node):
-            found.add(OPS[rt.look(rt.S, node._tensor._id, LOOK_OP)].name)
-            waiting += [next_node for next_node, _ in node.next_functions]
+        index = rt.look(rt.S, waiting.pop(), LOOK_PRODUCER)
+        if index >= 0:
+            row = read_row(index)
+            found.add(row.op.name)
+            waiting += [k for k in operands(row) if k]
     return found
 
 
@@ -305,6 +310,17 @@ def test_powers_at_zero_to_any_order(n):
         assert y.item() == (expected if order == n else 0.0)
         if not y.requires_grad:
             break
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_polygamma_of_any_order(n):
+    x = np.concatenate([np.linspace(0.05, 30, 200), [1e-6, 1e6, np.inf]])
+    np.testing.assert_allclose(polygamma(n, tg.tensor(x)).numpy(), special.polygamma(n, x), rtol=2e-14)
+    below = np.array([-0.3, -2.75, -50.25])
+    step = (-1) ** n * math.factorial(n) / below ** (n + 1)
+    found, above = (polygamma(n, tg.tensor(p)).numpy() for p in (below, below + 1))
+    np.testing.assert_allclose(found, above - step, rtol=1e-13)
+    assert polygamma(n, tg.tensor([0.0, -3.0])).tolist() == [math.inf * (-1) ** (n + 1)] * 2
 
 
 # ---- float32 ----

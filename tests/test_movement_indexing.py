@@ -7,7 +7,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.engine.runtime import rt
-from tapegrad.ops._rule import OPS
+from tapegrad.ops._rule import built_in_ops
 from tapegrad.ops._view import ViewOp
 
 RNG = np.random.default_rng(7)
@@ -220,6 +220,7 @@ def test_errors_as_pytorch(torch, text):
     space = names(tg)
     if "__setitem__" in text:
         space["m"] = space["m"].detach()
+    failure(text, space)  # the engine keeps a buffer for a number it meets the first time
     gc.collect()
     before = int(rt.state["row_count"]), int(rt.state["live_buffers"])
     ours = failure(text, space)
@@ -275,7 +276,7 @@ def test_every_dtype_as_numpy(dtype):
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
-@pytest.mark.parametrize("op", [o for o in OPS if isinstance(o, ViewOp) and o.samples], ids=lambda o: o.name)
+@pytest.mark.parametrize("op", [o for o in built_in_ops() if isinstance(o, ViewOp) and o.samples], ids=lambda o: o.name)
 def test_samples_of_views(op):
     for shape, args in op.samples:
         a = np.arange(np.prod(shape, dtype=int)).reshape(shape) + 1.0
@@ -284,7 +285,7 @@ def test_samples_of_views(op):
 
 @pytest.mark.parametrize("name", ["flip", "roll", "repeat", "tril", "triu", "diagonal_matrices", "turn"])
 def test_samples_of_kernels(name):
-    (op,) = [o for o in OPS if o is not None and o.name == name]
+    (op,) = [o for o in built_in_ops() if o.name == name]
     for shape, options in op.samples:
         a = np.arange(np.prod(shape, dtype=int)).reshape(shape) + 1.0
         np.testing.assert_array_equal(op(tg.tensor(a), *options["args"]).numpy(), op.reference(a, *options["args"]))

@@ -7,11 +7,11 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.ops._kernel import KernelOp, ReductionOp
-from tapegrad.ops._rule import DISCRETE, FLOATS, OPS, PUBLIC, Op, Pointwise
+from tapegrad.ops._rule import DISCRETE, FLOATS, PUBLIC, Op, Pointwise, built_in_ops
 from tapegrad.ops._view import ViewOp
 from tests.helpers import numeric_gradient
 
-ALL_OPS = [op for op in OPS if op is not None]
+ALL_OPS = built_in_ops()
 POINTWISE = [op for op in ALL_OPS if isinstance(op, Pointwise)]
 SMOOTH = [
     op for op in POINTWISE if op.derivative is not None and set(FLOATS) <= set(op.dtypes) and op.out is not tg.float32

@@ -17,11 +17,14 @@ from tapegrad.grad_mode import (
     no_grad,
     set_grad_enabled,
 )
+from tapegrad.ops._elementwise import elementwise
+from tapegrad.ops._native_op import native_op
 
 __all__ = [
     "Function",
     "backward",
     "detect_anomaly",
+    "elementwise",
     "enable_grad",
     "functional",
     "grad",
@@ -32,6 +35,7 @@ __all__ = [
     "is_anomaly_check_nan_enabled",
     "is_anomaly_enabled",
     "is_grad_enabled",
+    "native_op",
     "no_grad",
     "set_detect_anomaly",
     "set_grad_enabled",

@@ -13,8 +13,8 @@ import numpy as np
 from tapegrad import errors
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
-from tapegrad.autograd.recorded import free_attached, hooked_parts, sweep_over_tensors
-from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row
+from tapegrad.autograd.recorded import after_hooks, free_attached, hooked_parts, sweep_over_tensors
+from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row, saved_values
 from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -373,15 +373,10 @@ def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[
             found[t._id] = wrap(k)
     with set_grad_enabled(False), _in_users_code():
         for k, g in found.items():
-            found[k] = _after_hooks(k, g)
+            # hooks of results ran where the sweep passed them
+            found[k] = after_hooks(k, g) if rt.look(_S, k, LOOK_NODE) < 0 else g
             _retain(k, g)
     return [found.get(t._id) for t in wanted or ()]
-
-
-def _after_hooks(k: int, g: Tensor) -> Tensor:
-    # the adjoint of a leaf after its tensor's hooks; those of results ran where the sweep passed them
-    attached = attachment(k)
-    return g if attached is None or rt.look(_S, k, LOOK_NODE) >= 0 else run_hooks(attached, g)
 
 
 def _retain(k: int, g: Tensor) -> None:
@@ -396,7 +391,7 @@ def _over_tensors(
     for k, g in adjoints.kept.items():
         _retain(k, g)
     for k in adjoints.leaves:
-        adjoints.of[k] = _after_hooks(k, adjoints.of[k])
+        adjoints.of[k] = after_hooks(k, adjoints.of[k])
         if wanted is None:
             _add_to_leaf(leaf(k), adjoints.of[k])
     found = adjoints.of | adjoints.kept
@@ -437,7 +432,7 @@ def _add_in_python(k: int) -> None:
     with set_grad_enabled(False), _in_users_code():
         # of a leaf that hooks are attached to, or a result that retains its gradient
         if t.is_leaf:
-            _add_to_leaf(t, _after_hooks(k, g))
+            _add_to_leaf(t, after_hooks(k, g))
         else:
             _add_to_grad(t, g)
 
@@ -463,6 +458,11 @@ def _sweep(answer: int) -> None:
         elif answer == structs.SWEEP_HOOK:
             with _in_users_code():
                 index = _run_attached(index)
+        elif answer == structs.SWEEP_RAISED:
+            row = read_row(index)
+            op.raise_again_in_reverse(
+                _adjoint(row.out), rt.wanted_inputs(_S, index), saved_values(row, False), row.words
+            )
         elif answer == structs.SWEEP_FREED:
             raise RuntimeError(errors.BACKWARD_TWICE)
         elif answer == structs.SWEEP_MODIFIED:
@@ -509,7 +509,7 @@ def _run_attached(index: int) -> int:
         g = _adjoint(row.out)
         with set_grad_enabled(False):
             changed = run_hooks(attached, g)
-            if changed is not g:
+            if changed is not g or g._version:
                 rt.adjoint_drop(_S, row.out)
                 _accumulate(row.out, changed)
     rt.state["hooked"] = index

@@ -3,131 +3,25 @@
 from __future__ import annotations
 
 import functools
-import weakref
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapegrad import errors
 from tapegrad.autograd.attached import attach, attachment
-from tapegrad.autograd.graph import innermost_hooks
-from tapegrad.autograd.rows import Row, RowOp, dtype_of, handle, modified_value, shape_of
+from tapegrad.autograd.context import FunctionCtx
+from tapegrad.autograd.rows import Row, RowOp, dtype_of, grad_name_of, output_number, shape_of
 from tapegrad.autograd.under_way import current_sweep
 from tapegrad.creation import zeros
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_TRACED
+from tapegrad.engine.tape import LOOK_STORAGE, LOOK_TRACED
 from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
+from tapegrad.ops._view import check_view_may_be_written
 from tapegrad.ops._write import tell_base
 from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
-
-
-class FunctionCtx:
-    """What a `Function` keeps between forward and backward; attributes may be set freely.
-
-    Attributes:
-        needs_input_grad: for each argument of forward, whether its gradient is needed.
-    """
-
-    def __init__(self, function: type[Function], inputs: Sequence[Any]) -> None:
-        self._function = function
-        self.needs_input_grad = tuple(isinstance(a, Tensor) and a.requires_grad for a in inputs)
-        self._tensors = [isinstance(a, Tensor) for a in inputs]
-        self._to_save: Sequence[Tensor | None] = ()
-        self._to_save_forward: Sequence[Tensor | None] = ()
-        self._saved: list[Any] | None = []
-        self._dirty: tuple[Tensor, ...] = ()
-        self._constant: tuple[Tensor, ...] = ()
-        self._materialize = True
-        self._outputs: list[int] = []  # id of each result that has a place on the tape, 0 for others
-        self._likes: list[tuple[Any, Any] | None] = []  # shape and dtype of each result
-        # adjoints of several results that have arrived, by number, for each sweep
-        self._collected: weakref.WeakKeyDictionary[Any, dict[int, Tensor]] = weakref.WeakKeyDictionary()
-        self._tangents: Sequence[Tensor | None] = ()
-        self._arguments = tuple(None if isinstance(a, Tensor) else a for a in inputs)
-        self._batched: Sequence[Tensor] = ()
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keep inputs or outputs of forward for backward, which reads them as `saved_tensors`; to be called once, in forward."""
-        for t in tensors:
-            if t is not None and not isinstance(t, Tensor):
-                raise TypeError(
-                    f"save_for_backward can only save variables, but argument is of type {type(t).__name__}"
-                )
-        self._to_save = tensors
-
-    def save_for_forward(self, *tensors: Tensor | None) -> None:
-        """Keep tensors for `jvp`, which reads them as `saved_tensors`."""
-        self._to_save_forward = tensors
-
-    def mark_dirty(self, *tensors: Tensor) -> None:
-        """Say which inputs forward changed in place; they must also be returned."""
-        self._dirty = tensors
-
-    def mark_non_differentiable(self, *tensors: Tensor) -> None:
-        """Say which outputs carry no gradient."""
-        self._constant = tensors
-
-    def set_materialize_grads(self, value: bool) -> None:
-        """Whether backward gets zeros (the default) or None for outputs without a gradient."""
-        self._materialize = value
-
-    @property
-    def saved_tensors(self) -> tuple[Tensor | None, ...]:
-        """What was saved, checked against changes in place.
-
-        Raises:
-            RuntimeError: if it was freed, or changed since.
-        """
-        if self._saved is None:
-            raise RuntimeError(errors.BACKWARD_TWICE)
-        return tuple(value() for value in self._saved)
-
-    # bookkeeping
-
-    def _keep(self, outputs: Sequence[Any]) -> None:
-        # turn what is to be saved into functions that give it back
-        hooks = innermost_hooks()
-        kept = self._to_save or self._to_save_forward
-        self._saved = [self._keeper(t, outputs, hooks) for t in kept]
-        self._to_save = self._to_save_forward = ()
-
-    def _keeper(self, t: Tensor | None, outputs: Sequence[Any], hooks: Any) -> Callable[[], Tensor | None]:
-        if t is None:
-            return lambda: None
-        if hooks is not None:
-            with set_grad_enabled(False):
-                packed = hooks.pack_hook(t.detach())
-            return functools.partial(hooks.unpack_hook, packed)
-        for number, out in enumerate(outputs):
-            if out is t and self._outputs[number]:
-                # a handle on an own result would keep it alive through itself
-                return functools.partial(self._own_result, number, t._version)
-        return functools.partial(_checked_value, handle(t._id), t._version)
-
-    def _own_result(self, number: int, version: int) -> Tensor:
-        return _checked_value(handle(self._outputs[number]), version)
-
-    def _output_number(self, k: int) -> int:
-        return self._outputs.index(k) if k in self._outputs else 0
-
-    def _free(self) -> None:
-        if self._saved:
-            self._saved = None
-
-    def _collect(self, sweep: Any, number: int, g: Tensor) -> None:
-        self._collected.setdefault(sweep, {})[number] = g
-
-    def _take_collected(self, sweep: Any) -> list[Tensor | None]:
-        found = self._collected.pop(sweep, {})
-        return [found.get(number) for number in range(len(self._likes))]
-
-
-def _checked_value(t: Tensor, version: int) -> Tensor:
-    if t._version != version:
-        raise RuntimeError(modified_value(t._id, version))
-    return t
 
 
 class _FunctionOp(RowOp):
@@ -161,6 +55,10 @@ class _FunctionOp(RowOp):
         """Let go of the saved tensors."""
         _context(row.out)._free()
 
+    def refuse_write(self, view: Tensor) -> None:
+        """Refuse a recorded write to a result that lies in the memory of an argument."""
+        _refuse_write(view)
+
 
 class _OutputOp(RowOp):
     # one of several results of a user's function: hands its adjoint to the function's row
@@ -182,6 +80,17 @@ class _OutputOp(RowOp):
     def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
         """The tangent of one result, from the function's row just before."""
         return _context(row.out)._tangents[row.words[0]]
+
+    def refuse_write(self, view: Tensor) -> None:
+        """Refuse a recorded write to a result that lies in the memory of an argument."""
+        _refuse_write(view)
+
+
+def _refuse_write(view: Tensor) -> None:
+    context = _context(view._id)
+    several = sum(1 for like in context._likes if like is not None) > 1
+    message = errors.MULTIPLE_VIEWS_IN_PLACE if several else errors.FUNCTION_VIEW_IN_PLACE
+    raise RuntimeError(message.format(name=grad_name_of(view._id), number=output_number(view._id)))
 
 
 function_op = _FunctionOp()
@@ -216,8 +125,13 @@ def call_backward(context: FunctionCtx, arrived: Sequence[Tensor | None], extra:
             g = zeros(like[0], dtype=like[1])
         given.append(g)
     function = context._function
-    result = (function.vjp if function.vjp is not Function.vjp else function.backward)(context, *given)
-    found = list(result) if isinstance(result, tuple | list) else [result]
+    both = function.vjp is not Function.vjp and function.backward is not Function.backward
+    if both:
+        raise RuntimeError(
+            "Implementing both 'backward' and 'vjp' for a custom Function is not allowed. You should only implement one of them."
+        )
+    result = (function.backward if function.vjp is Function.vjp else function.vjp)(context, *given)
+    found = list(result) if isinstance(result, tuple) else [result]
     expected = len(context._tensors)
     if len(found) > expected and all(f is None for f in found[expected:]):
         del found[expected:]
@@ -225,28 +139,36 @@ def call_backward(context: FunctionCtx, arrived: Sequence[Tensor | None], extra:
         raise RuntimeError(
             f"function {name} returned an incorrect number of gradients (expected {expected}, got {len(found)})"
         )
-    parts: list[Tensor | None] = []
+    parts = []
     places = iter(extra)
     for position, (value, tensor) in enumerate(zip(found, context._tensors, strict=True)):
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name}: expected Variable or None (got {type(value).__name__}) at position {position + 1}"
-            )
-        if not tensor:
-            if value is not None:
-                raise RuntimeError(
-                    f"function {name} returned a gradient different than None at position {position + 1}, but the corresponding "
-                    "forward input was not a Variable"
-                )
-            continue
-        shape = shape_of(next(places))
-        if value is not None and value.shape != shape and not _sums_to(value.shape, shape):
+        _check_kind(name, position, value)
+        if tensor:
+            needed = context.needs_input_grad[position]
+            parts.append(_checked_part(name, position, value if needed else None, shape_of(next(places))))
+        elif value is not None:
             raise RuntimeError(
-                f"Function {name} returned an invalid gradient at index {position} - got {list(value.shape)} but expected shape "
-                f"compatible with {list(shape)}"
+                f"function {name} returned a gradient different than None at position {position + 1}, but the corresponding forward "
+                "input was not a Variable"
             )
-        parts.append(value)
     return parts
+
+
+def _check_kind(name: str, position: int, value: Any) -> None:
+    if value is not None and not isinstance(value, Tensor):
+        raise RuntimeError(
+            f"function {name} returned a wrong gradient at position {position + 1}: expected Variable or None (got "
+            f"{type(value).__name__})"
+        )
+
+
+def _checked_part(name: str, position: int, value: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    if value is not None and value.shape != shape and not _sums_to(value.shape, shape):
+        raise RuntimeError(
+            f"Function {name} returned an invalid gradient at index {position} - got {list(value.shape)} but expected shape "
+            f"compatible with {list(shape)}"
+        )
+    return value
 
 
 def _call_jvp(context: FunctionCtx, row: Row, given: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -351,38 +273,67 @@ class Function:
         )
 
     @classmethod
-    def apply(cls, *args: Any) -> Any:
+    def apply(cls, *args: Any, **named: Any) -> Any:
         """Run forward and record the call.
 
         Args:
             args: tensors and anything else; gradients flow to the tensors among them.
+            named: the same by name.
 
         Returns:
             What forward returns.
 
         Raises:
             RuntimeError: for outputs that no gradient could be right for.
+            TypeError: if a keyword-only argument is a tensor that requires grad.
         """
+        parted = cls.setup_context is not Function.setup_context
+        if named or parted:
+            args, named = _bound(cls, parted, args, named)
         context = _context_class(cls)(cls, args)  # type: ignore[arg-type]
         tensors = [a for a in args if isinstance(a, Tensor)]
         traced = any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors)
         records = is_grad_enabled() and any(t.requires_grad for t in tensors)
         given = [untraced(a) if traced and isinstance(a, Tensor) else a for a in args]
         with set_grad_enabled(False):
-            if cls.setup_context is not Function.setup_context:
-                result = cls.forward(*given)
+            if parted:
+                result = cls.forward(*given, **named)
                 cls.setup_context(context, tuple(given), result)
             else:
-                result = cls.forward(context, *given)
+                result = cls.forward(context, *given, **named)
         outputs = result if isinstance(result, tuple) else (result,)
         if traced:
             _put_back(context, given, args)
             outputs = tuple(_original(o, given, args) for o in outputs)
-        if not records and not traced:
+        if records or traced:
+            made = _record(context, tensors, outputs, records)
+        else:
             context._free()
-            return result
-        made = _record(context, tensors, outputs, records)
+            made = [o.detach() if _returned(o, tensors, context) else o for o in outputs]
         return tuple(made) if isinstance(result, tuple) else made[0]
+
+
+@functools.cache
+def _signature(forward: Callable) -> inspect.Signature:
+    return inspect.signature(forward)
+
+
+def _bound(function: type[Function], parted: bool, args: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    # arguments by position, with defaults, and keyword-only ones
+    bound = _signature(function.forward).bind(*(() if parted else (None,)), *args, **named)
+    bound.apply_defaults()
+    for name, value in bound.kwargs.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise TypeError(
+                f"{function.__name__}.apply(): the keyword-only argument '{name}' is a tensor that requires grad, which no gradient "
+                "would reach; let forward take it by position"
+            )
+    return bound.args[0 if parted else 1 :], bound.kwargs
+
+
+def _returned(output: Any, tensors: Sequence[Tensor], context: FunctionCtx) -> bool:
+    # whether a result is an argument that was not changed
+    return any(output is t for t in tensors) and not any(output is d for d in context._dirty)
 
 
 def untraced(t: Tensor) -> Tensor:
@@ -411,64 +362,70 @@ def _context_class(function: type[Function]) -> type[FunctionCtx]:
     return type(f"{function.__name__}Backward", (FunctionCtx,), {"__module__": function.__module__})
 
 
-def _record(context: FunctionCtx, tensors: Sequence[Tensor], outputs: Sequence[Any], records: bool) -> list[Any]:
-    """Put a call on the tape: results that carry gradients get their place there."""
+def _check_dirty(context: FunctionCtx, tensors: Sequence[Tensor], outputs: Sequence[Any], records: bool) -> None:
     for t in context._dirty:
         if not any(t is a for a in tensors):
-            raise RuntimeError("a tensor given to mark_dirty was not an input of the function")
+            raise RuntimeError(errors.DIRTY_NOT_INPUT)
         if not any(t is o for o in outputs):
-            raise RuntimeError(
-                "Some elements marked as dirty during the forward method were not returned as output. The inputs that are modified "
-                "inplace must all be outputs of the Function."
-            )
-        if records and t.requires_grad and t.is_leaf:
-            raise RuntimeError(errors.LEAF_IN_PLACE)
+            raise RuntimeError(errors.NOT_RETURNED)
+        if records and t.requires_grad and t.is_leaf and t._base_tensor() is None:
+            raise RuntimeError(errors.DIRTY_LEAF)
+        if records and t._base_tensor() is not None:
+            check_view_may_be_written(t)
+
+
+def _record(context: FunctionCtx, tensors: Sequence[Tensor], outputs: Sequence[Any], records: bool) -> list[Any]:
+    """Put a call on the tape: results that carry gradients get their place there."""
+    _check_dirty(context, tensors, outputs, records)
     carries = [
         isinstance(o, Tensor) and o.dtype.is_floating_point and not any(o is c for c in context._constant)
         for o in outputs
     ]
-    placed = [bool(isinstance(o, Tensor) and (c or not records)) for o, c in zip(outputs, carries, strict=True)]
+    placed = [isinstance(o, Tensor) and (c or not records) for o, c in zip(outputs, carries, strict=True)]
     context._likes = [(o.shape, o.dtype) if isinstance(o, Tensor) else None for o in outputs]
-    ids = [_place(o) if p else 0 for o, p in zip(outputs, placed, strict=True)]
+    ids = [check_id(rt.share_leaf(_S, o._id, 2)) if p else 0 for o, p in zip(outputs, placed, strict=True)]
     context._outputs = ids
     extra = [t._id for t in tensors]
-    places = [k for k in ids if k]
-    saves_result = any(o is t for o in outputs for t in context._to_save if t is not None)
-    if len(places) == 1 and len(outputs) == 1:
-        rt.record_on(_S, function_op.code, places[0], 0, 0, 8 if saves_result else 0, rt.attributes(len(extra), *extra))
-        attach(places[0]).context = context
-    elif places:
+    if placed == [True]:
+        rt.record_on(_S, function_op.code, ids[0], 0, 0, 0, rt.attributes(len(extra), *extra))
+        attach(ids[0]).context = context
+    elif any(ids):
         bundle = wrap(check_id(rt.new_leaf(_S, rt.layout(()), 0)))
         rt.record_on(_S, function_op.code, bundle._id, 0, 0, 0, rt.attributes(len(extra), *extra, 1))
         attach(bundle._id).context = context
         for number, k in enumerate(ids):
             if k:
-                rt.record_on(_S, output_op.code, k, bundle._id, 0, 8 if saves_result else 0, rt.attributes(0, number))
+                rt.record_on(_S, output_op.code, k, bundle._id, 0, 0, rt.attributes(0, number))
                 attach(k).context = context
                 if not carries[number]:
                     rt.set_flag(_S, k, structs.REQUIRES_GRAD, 0)
-    made = [_result(o, k, context) if k else o for o, k in zip(outputs, ids, strict=True)]
-    context._keep(outputs if not context._dirty else made)
+    made = [_result(o, k, tensors, context) for o, k in zip(outputs, ids, strict=True)]
+    context._keep(tensors, outputs, made)
     context._dirty = context._constant = ()
     return made
 
 
-def _place(output: Tensor) -> int:
-    # a buffer of its own for a result, over the same memory
-    return check_id(rt.share_leaf(_S, output._id, 2))
-
-
-def _result(output: Tensor, k: int, context: FunctionCtx) -> Tensor:
+def _result(output: Any, k: int, tensors: Sequence[Tensor], context: FunctionCtx) -> Any:
+    # a result at its place in the graph, buffer k, or outside of it
+    if not k:
+        return output.detach() if _returned(output, tensors, context) else output
     made = wrap(k)
-    if not any(output is d for d in context._dirty):
-        return made
-    view = output._base_tensor() is not None
-    rt.mark_written(_S, k, 1, int(view))
-    if view:
-        tell_base(output, made)
-    else:
-        output._id, made._id = made._id, output._id
-    return output
+    if any(output is d for d in context._dirty):
+        view = output._base_tensor() is not None
+        rt.mark_written(_S, k, 1, int(view))
+        if view:
+            tell_base(output, made)
+        else:
+            rt.retain(_S, k)
+            output._move_to(k)
+        return output
+    for t in tensors:
+        if rt.look(_S, t._id, LOOK_STORAGE) == rt.look(_S, k, LOOK_STORAGE):
+            # in an argument's memory: whoever writes to one of them must not change the other unnoticed
+            rt.set_flag(_S, k, structs.IS_VIEW, 1)
+            made._root, made._where = t, None
+            break
+    return made
 
 
 def once_differentiable(backward: Callable) -> Callable:
@@ -479,8 +436,7 @@ def once_differentiable(backward: Callable) -> Callable:
         with set_grad_enabled(False):
             result = backward(ctx, *grads)
         needs = is_grad_enabled() and (
-            any(isinstance(g, Tensor) and g.requires_grad for g in grads)
-            or any(isinstance(t, Tensor) and t.requires_grad for t in ctx.saved_tensors)
+            any(isinstance(g, Tensor) and g.requires_grad for g in grads) or ctx._saves_graph
         )
         if not needs:
             return result

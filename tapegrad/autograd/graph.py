@@ -13,7 +13,7 @@ import numpy as np
 
 from tapegrad import errors
 from tapegrad.autograd.attached import RemovableHandle, attach, attachment
-from tapegrad.autograd.rows import handle, leaf, operand_places, operands, read_row
+from tapegrad.autograd.rows import grad_name_of, handle, leaf, operand_places, operands, output_number, read_row
 from tapegrad.autograd.under_way import current_sweep
 from tapegrad.autograd.watching import watching
 from tapegrad.engine import structs
@@ -25,16 +25,6 @@ from tapegrad.tensor import Tensor
 
 _S = rt.S
 _classes: dict[str, type[Node]] = {}
-
-
-def grad_name_of(k: int) -> str:
-    """The name of the node that makes a buffer."""
-    attached = attachment(k)
-    if attached is not None and attached.context is not None:
-        return type(attached.context).__name__
-    op = OPS[rt.look(_S, k, LOOK_OP)]
-    assert op is not None
-    return op.grad_name
 
 
 class Node:
@@ -153,19 +143,13 @@ def node_of(k: int) -> Node:
     return node
 
 
-def _output_number(k: int) -> int:
-    attached = attachment(k)
-    context = attached.context if attached is not None else None
-    return 0 if context is None else context._output_number(k)
-
-
 def _edge(k: int) -> tuple[Node | None, int]:
-    return (node_of(k), _output_number(k)) if handle(k).requires_grad else (None, 0)
+    return (node_of(k), output_number(k)) if handle(k).requires_grad else (None, 0)
 
 
 def _output_nr(self: Tensor) -> int:
     """Which result of `grad_fn` this is; only a user's function has more than one."""
-    return _output_number(self._id)
+    return output_number(self._id)
 
 
 Tensor.output_nr = property(_output_nr)  # type: ignore[attr-defined]

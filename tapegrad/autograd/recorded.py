@@ -13,7 +13,16 @@ import numpy as np
 
 from tapegrad.autograd.anomaly_mode import check_for_nan, explain, is_anomaly_check_nan_enabled, is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
-from tapegrad.autograd.rows import Row, RowOp, check_versions, operand_places, operands, parts_of, read_row
+from tapegrad.autograd.rows import (
+    Row,
+    RowOp,
+    check_versions,
+    grad_name_of,
+    operand_places,
+    operands,
+    parts_of,
+    read_row,
+)
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_NODE, LOOK_PRODUCER
@@ -62,10 +71,19 @@ class Adjoints:
             row = read_row(-heapq.heappop(self._rows))
             g = self.of.pop(row.out)
             if row.attached:
-                g = run_hooks(attachment(row.out), g)  # type: ignore[arg-type]
+                g = after_hooks(row.out, g)
             if row.meta & _RETAIN or row.out in self._wanted:
                 self.kept[row.out] = g
             yield row, g
+
+
+def after_hooks(k: int, g: Tensor) -> Tensor:
+    """The adjoint of a buffer after its tensor's hooks."""
+    attached = attachment(k)
+    if attached is None or not (attached.hooks or attached.before):
+        return g
+    # a copy, since hooks may write to it and several operands may share theirs
+    return run_hooks(attached, g.clone())
 
 
 def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
@@ -90,9 +108,9 @@ def _watched_parts(row: Row, arrived: Sequence[Tensor | None], need: int, connec
     try:
         parts = parts_of(row, arrived, need, connected)
         if is_anomaly_check_nan_enabled():
-            check_for_nan(row.op.grad_name, parts)
+            check_for_nan(grad_name_of(row.out), parts)
     except Exception:
-        explain(row.op.grad_name, row.out)
+        explain(grad_name_of(row.out), row.out)
         raise
     return parts
 
@@ -152,7 +170,7 @@ def sweep_over_tensors(
             check_versions(row)
         except RuntimeError:
             if is_anomaly_enabled():
-                explain(row.op.grad_name, row.out)
+                explain(grad_name_of(row.out), row.out)
             raise
         adjoints.add_parts(row, hooked_parts(row, g, need, True))
         if not retain:

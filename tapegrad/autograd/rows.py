@@ -14,7 +14,7 @@ from tapegrad.autograd.attached import attachment
 from tapegrad.engine import structs
 from tapegrad.engine.paths import ROW_COUNT, ROW_FIRST_WORD, ROW_WORDS
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META
+from tapegrad.engine.tape import LOOK_META, LOOK_OP
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS, Op
 from tapegrad.ops.convert import clone
@@ -150,6 +150,23 @@ def leaf(k: int) -> Tensor:
     return t if t is not None and t._id == k else handle(k)
 
 
+def grad_name_of(k: int) -> str:
+    """The name of the node that makes a buffer."""
+    attached = attachment(k)
+    if attached is not None and attached.context is not None:
+        return type(attached.context).__name__
+    op = OPS[rt.look(_S, k, LOOK_OP)]
+    assert op is not None
+    return op.grad_name
+
+
+def output_number(k: int) -> int:
+    """Which result of its node a buffer is; only a user's function has more than one."""
+    attached = attachment(k)
+    context = attached.context if attached is not None else None
+    return 0 if context is None else context._output_number(k)
+
+
 def operands(row: Row) -> tuple[int, ...]:
     """Ids of all operands of a row, 0 where absent or not kept."""
     return (*row.inputs, *row.extra)
@@ -171,7 +188,7 @@ def saved_values(row: Row, connected: bool) -> list[Tensor | None]:
     for position, k in enumerate((*row.inputs, row.out)):
         if packed and position in packed:
             value = unpacked(*packed[position], shape_of(k), dtype_of(k))
-            found.append(_at_place_of(value, k) if connected else value)
+            found.append(at_place_of(value, k) if connected else value)
         elif saved >> position & 1:
             value = handle(k)
             found.append(value if connected else value.detach())
@@ -194,8 +211,8 @@ def unpacked(value: Any, unpack: Callable, shape: Size, dtype: dtypes.dtype) -> 
     return made.to(dtype)
 
 
-def _at_place_of(value: Tensor, k: int) -> Tensor:
-    # the same elements, as a result that hands its adjoint to buffer k
+def at_place_of(value: Tensor, k: int) -> Tensor:
+    """The same elements, as a result that hands its adjoint to buffer `k`."""
     if not rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD:
         return value
     made = value.detach()
@@ -297,6 +314,5 @@ def modified_value(k: int, expected: int, producer: int = -1) -> str:
     producer = _last_writer(storage) if producer < 0 else producer
     if producer < 0:
         return errors.MODIFIED_LEAF.format(**facts)
-    writer = OPS[int(rt.row(producer)["op"])]
-    assert writer is not None
-    return errors.MODIFIED.format(name=writer.grad_name, **facts)
+    writer = int(rt.row(producer)["out"])
+    return errors.MODIFIED.format(name=grad_name_of(writer), number=output_number(writer), **facts)

@@ -6,6 +6,8 @@ linked into its callers as LLVM code anyway. Parts stop before that.
 
 from typing import Any
 
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, PassManager
 from numba.core.typed_passes import (
@@ -93,6 +95,28 @@ class UnitCompiler(CompilerBase):
         manager._ENFORCING = False  # no repeated analysis between passes: 0.6 of 9.4 s for the seeds' network
         manager.finalize()
         return [manager]
+
+
+class _KeptCache(FunctionCache):
+    """A cache that keeps what it loaded: code that prints refers to Python objects that nothing else holds."""
+
+    loaded: Any = None
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What is cached for a signature, None if nothing is."""
+        self.loaded = super().load_overload(sig, target_context)
+        return self.loaded
+
+
+class Callback(CFunc):
+    """A unit to be called by its address."""
+
+    def __init__(self, function: Any, signature: Any, cache: bool) -> None:
+        options = {"error_model": "numpy"}
+        super().__init__(function, (signature.args, signature.return_type), {}, options, UnitCompiler)
+        if cache:
+            self._cache = _KeptCache(function)
+        self.compile()
 
 
 class PartCompiler(UnitCompiler):

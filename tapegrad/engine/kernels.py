@@ -9,6 +9,7 @@ rebuilt.
 
 import contextlib
 import dis
+import enum
 import functools
 import gc
 import hashlib
@@ -36,7 +37,7 @@ from numba.core.registry import cpu_target
 from numba.extending import is_jitted
 
 from tapegrad.engine import structs
-from tapegrad.engine._parts import UnitCompiler
+from tapegrad.engine._parts import Callback, UnitCompiler
 from tapegrad.engine.structs import call_kernel
 
 _FORMAT = "1"
@@ -87,8 +88,33 @@ def _platform_key() -> str:
     return "|".join((*parts, llvm.get_host_cpu_name(), features))
 
 
-def _describe(value: Any, seen: dict[int, bytes]) -> bytes:
-    """A stable description of anything compiled code may refer to, following functions into what they call."""
+class Undescribable(Exception):
+    """A value that compiled code may refer to but whose content cannot be told: what uses it is not kept on disk."""
+
+
+# their versions are part of every key, so a name says what is meant
+_LIBRARIES = ("numba", "llvmlite", "numpy", "math", "cmath", "operator", "_operator", "builtins", "warnings")
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), np.generic, np.dtype)
+
+
+def is_library(value: Any) -> bool:
+    """Whether a module, or the home of a function or class, is a library whose version is part of every key."""
+    module = value.__name__ if isinstance(value, python_types.ModuleType) else getattr(value, "__module__", "")
+    if isinstance(value, python_types.FunctionType) and module == "builtins":
+        return False  # it has no home: exec made it
+    return str(module).split(".")[0] in _LIBRARIES
+
+
+def describe(value: Any, seen: dict[Any, bytes]) -> bytes:
+    """A stable description of anything compiled code may refer to, following functions into what they call.
+
+    Args:
+        value: the thing.
+        seen: what was described on the way, by id.
+
+    Raises:
+        Undescribable: if there is none.
+    """
     if id(value) in seen:
         return seen[id(value)]
     described = value
@@ -99,20 +125,48 @@ def _describe(value: Any, seen: dict[int, bytes]) -> bytes:
     module = described if isinstance(described, python_types.ModuleType) else getattr(described, "__module__", "")
     if "tapegrad.engine.vecmath" in str(getattr(module, "__name__", module)):
         return _vecmath_digest()  # overloads hide what is called: take all of it
-    if isinstance(described, set | frozenset):
-        return repr(sorted(described)).encode()
-    if not isinstance(described, python_types.FunctionType):
-        if isinstance(described, python_types.ModuleType):
-            return described.__name__.encode()
-        return f"{type(described).__name__}:{getattr(described, '__name__', repr(described))}".encode()
+    if not isinstance(described, python_types.FunctionType) or is_library(described):
+        return _describe_value(described, seen)
     seen[id(value)] = described.__qualname__.encode()
     digest = hashlib.sha256()
-    _describe_code(described.__code__, described, digest, seen)
+    _describe_code(described.__code__, described, is_jitted(value), digest, seen)
+    for default in (*(described.__defaults__ or ()), *(described.__kwdefaults__ or {}).items()):
+        digest.update(describe(default, seen))
     if is_jitted(value):
-        options = {k: sorted(v) if isinstance(v, set) else v for k, v in value.targetoptions.items()}
-        digest.update(repr(sorted(options.items(), key=str)).encode())
+        digest.update(describe(value.targetoptions, seen))
+        if value.locals:
+            digest.update(describe(value.locals, seen))
     seen[id(value)] = digest.digest()
     return seen[id(value)]
+
+
+def _describe_value(value: Any, seen: dict[Any, bytes]) -> bytes:
+    # anything but a function with code of its own
+    name = f"{type(value).__name__}:{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+    if isinstance(value, tuple | list):
+        return name.encode() + b"".join(describe(v, seen) + b"," for v in value)
+    if isinstance(value, dict):
+        return describe(sorted(value.items(), key=str), seen)
+    if isinstance(value, set | frozenset):
+        return repr(sorted(value)).encode()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{value.flags.f_contiguous}".encode() + value.tobytes()
+    if isinstance(value, _PLAIN):
+        return f"{name}:{value!r}".encode()
+    if isinstance(value, enum.Enum):
+        return name.encode() + describe((value.name, value.value), seen)
+    if isinstance(value, type) and issubclass(value, enum.Enum):
+        return name.encode() + describe(list(value), seen)
+    if isinstance(value, type) and issubclass(value, tuple | BaseException):
+        return name.encode() + describe(getattr(value, "_fields", ()), seen)
+    if isinstance(value, python_types.ModuleType):
+        return value.__name__.encode()
+    if hasattr(value, "__qualname__") or isinstance(value, np.ufunc):
+        if is_library(value) or isinstance(value, np.ufunc) or str(value.__module__).startswith("tapegrad."):
+            return f"{name}:{value.__name__}".encode()
+    elif type(value).__module__.startswith(("numba.core.types", "llvmlite.", "tapegrad.")):
+        return f"{name}:{value!r}".encode()
+    raise Undescribable(name)
 
 
 @functools.cache
@@ -121,19 +175,33 @@ def _vecmath_digest() -> bytes:
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).digest()
 
 
-def _describe_code(code: Any, function: Any, digest: Any, seen: dict[int, bytes]) -> None:
+def _describe_code(code: Any, function: Any, compiled: bool, digest: Any, seen: dict[Any, bytes]) -> None:
     digest.update(code.co_code)
     for constant in code.co_consts:
         if isinstance(constant, python_types.CodeType):
-            _describe_code(constant, function, digest, seen)
+            _describe_code(constant, function, compiled, digest, seen)
         else:
-            digest.update(repr(constant).encode())
+            digest.update(describe(constant, seen))
     for name in code.co_names:
         digest.update(name.encode())
         if name in function.__globals__:
-            digest.update(_describe(function.__globals__[name], seen))
+            digest.update(_describe_named(function.__globals__[name], code.co_names, compiled, seen))
     for cell, name in zip(function.__closure__ or (), code.co_freevars, strict=False):
-        digest.update(name.encode() + _describe(cell.cell_contents, seen))
+        digest.update(name.encode() + _describe_named(cell.cell_contents, code.co_names, compiled, seen))
+
+
+def _describe_named(value: Any, names: tuple[str, ...], compiled: bool, seen: dict[Any, bytes]) -> bytes:
+    # a global of a function, with those of its attributes that may be meant by the function's other names
+    own = is_library(value) or str(getattr(value, "__module__", "")).startswith("tapegrad.")
+    if compiled and isinstance(value, python_types.FunctionType) and not own:
+        raise Undescribable(value.__qualname__)  # what `numba.extending.overload` compiles for it
+    described = describe(value, seen)
+    if isinstance(value, python_types.ModuleType) and not is_library(value) and (id(value), names) not in seen:
+        seen[id(value), names] = described
+        for name in names:
+            if hasattr(value, name):
+                described += name.encode() + _describe_named(getattr(value, name), names, compiled, seen)
+    return described
 
 
 _PLATFORM = ""
@@ -143,9 +211,9 @@ def _digest(source: str, environment: dict[str, Any]) -> str:
     global _PLATFORM
     _PLATFORM = _PLATFORM or _platform_key()
     digest = hashlib.sha256(f"{_PLATFORM}\n{source}".encode())
-    seen: dict[int, bytes] = {}
+    seen: dict[Any, bytes] = {}
     for name in sorted(environment):
-        digest.update(name.encode() + _describe(environment[name], seen))
+        digest.update(name.encode() + describe(environment[name], seen))
     return digest.hexdigest()[:24]
 
 
@@ -261,15 +329,15 @@ def build(name: str, source: str, environment: dict[str, Any], make: Callable[[A
     """
     started = time.perf_counter()
     _ready_numba()
-    key = _digest(source, environment)
     root = cache_directory()
-    final = root / f"{name}-{key}"
     try:
+        final = root / f"{name}-{_digest(source, environment)}"
         made = _load(name, source, environment, final, make)
         if made is None:
             made = _build_aside(name, source, environment, root, final, make)
-    except OSError as error:
-        _warn_once(f"cannot be used ({error.strerror or error}), so kernels are compiled in memory")
+    except (OSError, Undescribable) as error:
+        if isinstance(error, OSError):
+            _warn_once(f"cannot be used ({error.strerror or error}), so kernels are compiled in memory")
         _fix_signatures(environment)
         made = _compile(name, source, environment, Path(f"<{name}>"), make, False)
         counts["compiled"] += 1
@@ -326,10 +394,7 @@ def _build_aside(name: str, source: str, environment: dict[str, Any], root: Path
 def build_kernel(name: str, source: str, environment: dict[str, Any]) -> int:
     """Address of a compiled kernel ``name(S, row, start, stop)``."""
 
-    def make(function: Any, cache: bool) -> Any:
-        return numba.cfunc(KERNEL_SIGNATURE, cache=cache, error_model="numpy", pipeline_class=UnitCompiler)(function)
-
-    return build(name, source, environment, make).address
+    return build(name, source, environment, lambda function, cache: Callback(function, KERNEL_SIGNATURE, cache)).address
 
 
 # name, bytes of an element and pointer constructor, by dtype code

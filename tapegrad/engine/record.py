@@ -88,6 +88,15 @@ def run_kernel(S, kernel, row, items, work):
         call_kernel(kernel, S, row, 0, items)
 
 
+@internal_words
+def take_failure(S):
+    """What the kernel that ran last wants answered, 0 if it did its work; it is told once."""
+    s = state_at(S)
+    failure = s.failure
+    s.failure = 0
+    return failure
+
+
 @internal_inline
 def wants_threads(S, items, work):
     """Whether a call should wait for the parallel driver to be loaded."""
@@ -262,6 +271,10 @@ def record(S, op, a, b, c):
         run_kernel(S, kernel, row, items, work)
         shared = storage_of(S, storage)
         shared.version += 1
+        if s.failure:
+            if out != a:
+                release(S, out)
+            return take_failure(S)
         if need or traced:
             shared.graph_version += 1
             buffer_of(S, out).stamp = shared.graph_version
@@ -273,6 +286,9 @@ def record(S, op, a, b, c):
     out = new_buffer(S, storage, storage_of(S, storage).base, out_layout, out_dtype)
     r.out = out
     run_kernel(S, kernel, row, items, work)
+    if s.failure:
+        release(S, out)
+        return take_failure(S)
     if mode & INFERENCE_MODE:
         buffer_of(S, out).flags |= INFERENCE
     if need or traced:
@@ -418,6 +434,9 @@ def record_kernel(S, op, a, b, c, layout, dtype, attr):
         deallocate(S, s.scratch, items * 8)
     else:
         run_kernel(S, kernel, row, items, work)
+    if s.failure:
+        release(S, out)
+        return take_failure(S)
     if mode & INFERENCE_MODE:
         buffer_of(S, out).flags |= INFERENCE
     if need or traced:

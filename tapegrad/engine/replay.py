@@ -8,7 +8,7 @@ ends as soon as nothing is left, however long the tape below.
 from tapegrad.engine.layout import begin_plan, contiguous_of, plan, plan_pair, same_shape
 from tapegrad.engine.memory import allocate, deallocate
 from tapegrad.engine.paths import enter_sweep, leave_sweep, wanted_inputs
-from tapegrad.engine.record import run_kernel, wants_threads
+from tapegrad.engine.record import run_kernel, take_failure, wants_threads
 from tapegrad.engine.settle import settle
 from tapegrad.engine.structs import (
     ADJ_IS_GRAD,
@@ -294,6 +294,12 @@ def _reverse_pointwise(S, address, need, kernel):
             operand[4] = out.layout
         items = plan(S, target)
         run_kernel(S, kernel, address, items, elements * info.cost)
+        failure = take_failure(S)
+        if failure:
+            for k in range(3):
+                if temporary >> k & 1:
+                    deallocate(S, adjoint[k], elements * itemsize(buffer_of(S, inputs[k]).dtype))
+            return failure
     for k in range(3):
         if need >> k & 1 and k != heir and (temporary >> k & 1 or store[k] == UNWANTED):
             source = adjoint[k] if temporary >> k & 1 else out.adj
@@ -375,7 +381,7 @@ def _reverse_kernel(S, address, need, kernel):
     extra = i64(r.attr)[1]
     items = abs(i64(r.attr)[2 + extra])
     run_kernel(S, kernel, address, items, items * i64(r.attr)[3 + extra])
-    return DONE
+    return take_failure(S)
 
 
 @internal_words

@@ -58,6 +58,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     "sharing": (
         tape.set_mark,
         tape.attach,
+        tape.retain_with,
         tape.move_grad,
         tape.cut,
         memory.trim_cache,

@@ -208,6 +208,7 @@ STATE = np.dtype(
         ("fault", "i8"),
         ("fault_slot", "i8"),
         ("hooked", "i8"),  # the row whose hooks have run
+        ("failure", "i8"),  # what a kernel that failed wants answered, 0 if none did
     ],
     align=True,
 )
@@ -248,7 +249,7 @@ NEEDS_KERNEL, NOT_BROADCASTABLE, MIXED_DTYPES, STALE_VIEW, NO_MEMORY = -1, -2, -
 UNSUPPORTED_DTYPE, WRONG_SHAPE, WRONG_DTYPE, LEAF_WRITTEN, VIEW_WRITTEN = -6, -7, -8, -9, -10
 NEEDS_OLD_VALUE, NEEDS_PARALLEL, SELF_OVERLAP, PARTIAL_OVERLAP = -11, -12, -13, -14
 INFERENCE_SAVED, INFERENCE_WRITTEN, NEEDS_NATIVE = -15, -16, -17
-NO_GRAD_VIEW_WRITTEN = -18
+NO_GRAD_VIEW_WRITTEN, KERNEL_RAISED = -18, -19
 
 # operations before methods are replaced by compiled ones: a short program does not pay for loading them
 NATIVE_AFTER = 1000
@@ -264,7 +265,7 @@ NO_GRAD_MODE, INFERENCE_MODE = 1, 2
 
 # answers of a sweep
 DONE, SWEEP_KERNEL, SWEEP_PYTHON, SWEEP_FREED, SWEEP_MODIFIED = range(5)
-SWEEP_MEMORY, SWEEP_PARALLEL, SWEEP_MOVE, SWEEP_BUSY, SETTLE_PYTHON, SWEEP_HOOK = range(5, 11)
+SWEEP_MEMORY, SWEEP_PARALLEL, SWEEP_MOVE, SWEEP_BUSY, SETTLE_PYTHON, SWEEP_HOOK, SWEEP_RAISED = range(5, 12)
 
 
 def _record_at(dtype: np.dtype):

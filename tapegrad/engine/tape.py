@@ -399,6 +399,18 @@ def retain(S, k):
 
 
 @internal_words
+def retain_with(S, k, source):
+    """Add a handle to buffer `k`, which takes over the elements of buffer `source` if it has none any more."""
+    b = buffer_of(S, k)
+    if b.data_refs == 0:
+        other = buffer_of(S, source)
+        b.storage = other.storage
+        b.data = other.data
+        storage_of(S, b.storage).refs += 1
+    retain(S, k)
+
+
+@internal_words
 def retain_place(S, k):
     """Have buffer `k` keep its place in the graph, whether its elements are needed or not."""
     buffer_of(S, k).refs += 1

@@ -194,7 +194,7 @@ class KernelOp(Op):
                     seen.append((tensors, layout, dtype.code, (len(extra), items, work, *words), self.code, made))
                 return made
             rt.free_block(_S, block)
-            self.refuse(k, tensors)
+            self.refuse(k, tensors, shape)
 
     def reverse(self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]) -> Sequence[Any]:
         """Run the declared backward for one row of the tape."""

@@ -13,7 +13,7 @@ from numba.extending import is_jitted
 from tapegrad import dtypes
 from tapegrad.engine.vecmath_ir import literal
 from tapegrad.ops import _source
-from tapegrad.ops._rule import PUBLIC
+from tapegrad.ops._rule import PUBLIC, Pointwise
 from tapegrad.tensor import Tensor
 
 
@@ -93,14 +93,18 @@ class _Vecmath:
         return _operation(name)
 
 
-@functools.cache
 def _operation(name: str) -> Callable:
-    op = PUBLIC[name]
+    return _on_numbers_too(PUBLIC[name])
 
+
+@functools.cache
+def _on_numbers_too(op: Callable) -> Callable:
     def apply(*args: Any) -> Any:
         if any(isinstance(a, Tensor) for a in args):
             return op(*args)
-        return op(*(PUBLIC["tensor"](float(a), dtype=dtypes.float64) for a in args)).item()
+        from tapegrad.creation import tensor
+
+        return op(*(tensor(float(a), dtype=dtypes.float64) for a in args)).item()
 
     return apply
 
@@ -122,6 +126,8 @@ def _value(value: Any) -> Any:
         return _Vecmath()
     if str(module).startswith("tapegrad.engine.vecmath"):
         return _operation(value.__name__)
+    if isinstance(value, Pointwise):
+        return _on_numbers_too(value)
     return over_tensors(value.py_func) if is_jitted(value) else value
 
 

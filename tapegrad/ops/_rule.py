@@ -6,9 +6,10 @@ from __future__ import annotations
 import functools
 import inspect
 import struct
+import threading
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numba
 
@@ -27,9 +28,15 @@ NUMBERS = FLOATS + INTEGERS
 ALL = (*NUMBERS, dtypes.bool)
 DISCRETE = (*INTEGERS, dtypes.bool)
 
-# every opcode, in order of declaration; the first rows of the kernel table belong to no op
+# every opcode, in order of declaration, the users' among them; the first rows of the kernel table belong to no op
 OPS: list[Op | None] = [None] * structs.FIRST_OPCODE
 PUBLIC: dict[str, Callable[..., Any]] = {}
+_numbering = threading.Lock()
+
+
+def built_in_ops() -> list[Op]:
+    """The library's own ops, in order of declaration."""
+    return [op for op in OPS if op is not None and op.built_in]
 
 
 class Domain:
@@ -55,6 +62,8 @@ class Op:
         reference: ``"module:function"`` it must agree with, or a callable on NumPy arrays.
     """
 
+    built_in = True
+
     def __init__(self, function: Callable, kind: int, grad_name: str | None, reference: Any) -> None:
         if not function.__doc__:
             raise TypeError(f"op {function.__name__} needs a docstring")
@@ -69,8 +78,14 @@ class Op:
         self.reference = reference
         self.covered_by = ""  # the public function whose tests cover an op without samples of its own
         self.derivative: Callable | None = None
-        self.code = len(OPS)
-        OPS.append(self)
+        self.symbol = self.name  # of its compiled code, which must differ from all other code's
+        with _numbering:
+            self.code = len(OPS)
+            if self.code == structs.MAX_OPS:
+                raise RuntimeError(
+                    errors.TOO_MANY_OPS.format(name=self.name, number=self.code + 1, most=structs.MAX_OPS)
+                )
+            OPS.append(self)
         row = rt.ops[self.code]
         row["kind"] = kind
         row["out_dtype"] = structs.SAME_DTYPE
@@ -106,12 +121,28 @@ class Op:
         """
         raise NotImplementedError(f"derivative of {self.name} over tensors")
 
-    def refuse(self, answer: int, tensors: Sequence[Tensor]) -> None:
+    def raise_again(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> NoReturn:
+        """Raise the exception that compiled code met, by running it again where Python sees it.
+
+        Args:
+            tensors: the operands.
+            shape: of the result, where the call worked it out.
+        """
+        raise RuntimeError(f"{self.name}: compiled code raised an exception, and did not when it was run again")
+
+    def raise_again_in_reverse(
+        self, g: Tensor, need: int, kept: Sequence[Tensor | None], words: Sequence[int]
+    ) -> NoReturn:
+        """`raise_again` for the derivative, with the arguments of `reverse`."""
+        raise RuntimeError(f"{self.grad_name}: compiled code raised an exception, and did not when it was run again")
+
+    def refuse(self, answer: int, tensors: Sequence[Tensor], shape: Sequence[int] = ()) -> None:
         """Mend what stopped an entry point, so that it can be called again, or raise.
 
         Args:
             answer: the negative answer.
             tensors: the operands.
+            shape: of the result, where the call worked it out.
         """
         if answer == structs.NEEDS_KERNEL:
             key = tensors[-1] if self.kind == structs.SELECT else tensors[0]
@@ -125,6 +156,8 @@ class Op:
             from tapegrad.ops.arithmetic import install_native_methods
 
             install_native_methods()
+        elif answer == structs.KERNEL_RAISED:
+            self.raise_again(tensors, shape)
         else:
             self._raise(answer, tensors)
 
@@ -302,7 +335,7 @@ def scalar_environment(function: Callable, dtype: int) -> dict[str, Any]:
     if {"lgamma", "digamma"} & set(function.__code__.co_names):
         vecmath.bind_symbols()  # SciPy's functions by address, also needed to load cached code
     for name, value in _source.globals_used(function).items():
-        names[name] = value.scalar(dtype) if isinstance(value, Pointwise) else value
+        names[name] = value.scalar(dtype) if hasattr(value, "scalar") else value
     return names
 
 
@@ -396,7 +429,7 @@ class Pointwise(Op):
     def scalar(self, dtype: int) -> Any:
         """The forward as a jitted scalar function."""
         if dtype not in self._scalars:
-            name = f"{self.name}_scalar_{dtypes.ALL[dtype].name}"
+            name = f"{self.symbol}_scalar_{dtypes.ALL[dtype].name}"
             namespace = scalar_environment(self.function, dtype)
             exec(_source.forward_text(name, self.function), namespace)
             self._scalars[dtype] = namespace[name]
@@ -406,19 +439,19 @@ class Pointwise(Op):
         """Build or load the forward kernel for a dtype code."""
         self._note_saved(self.parameters)
         out = dtype if self.out is None else self.out.code
-        label = f"{self.name}_forward_{dtypes.ALL[dtype].name}"
+        label = f"{self.symbol}_forward_{dtypes.ALL[dtype].name}"
         text = _source.forward_text(f"{label}_scalar", self.function)
         inputs = self.input_dtypes(dtype)
         cheap = int(rt.ops[self.code]["cost"]) <= 2 and self.arity > 1 and inputs[0][1] == out
         text += forward_source(label, f"{label}_scalar", inputs, out, cheap)
-        kernel = build_kernel(label, text, environment(**scalar_environment(self.function, dtype)))
-        rt.forward[self.code, dtype] = kernel
+        names = environment(**scalar_environment(self.function, dtype))
+        rt.forward[self.code, dtype] = self.build(label, text, names, structs.KERNEL_RAISED)
 
     def load_reverse(self, dtype: int) -> None:
         """Build or load the reverse kernel for a dtype code."""
         assert self.derivative is not None
         out = dtype if self.out is None else self.out.code
-        label = f"{self.name}_reverse_{dtypes.ALL[dtype].name}"
+        label = f"{self.symbol}_reverse_{dtypes.ALL[dtype].name}"
         uses = self.partial_uses()
         text = ""
         partials = []
@@ -427,8 +460,12 @@ class Pointwise(Op):
             text += _source.partial_text(name, self.derivative, self._positions[slot])
             partials.append((slot, name, used))
         text += reverse_source(label, partials, self.input_dtypes(dtype), out)
-        kernel = build_kernel(label, text, environment(**scalar_environment(self.derivative, dtype)))
-        rt.reverse[self.code, dtype] = kernel
+        names = environment(**scalar_environment(self.derivative, dtype))
+        rt.reverse[self.code, dtype] = self.build(label, text, names, structs.SWEEP_RAISED)
+
+    def build(self, label: str, text: str, names: dict[str, Any], failure: int) -> int:
+        """Address of the kernel `label` of a source text; `failure` is what a kernel that can fail answers."""
+        return build_kernel(label, text, names)
 
     def partial_uses(self) -> dict[int, list[str]]:
         """For each differentiable input slot, the names its partial uses; a partial of None is no derivative."""
@@ -474,6 +511,10 @@ class Pointwise(Op):
             (slot, partial_over_tensors(self.derivative, self._positions[slot]), [place[n] for n in used])
             for slot, used in self.partial_uses().items()
         ]
+
+    def named_values(self, g: Tensor, kept: Sequence[Tensor | None]) -> dict[str, Any]:
+        """What the declared derivative's parameters are, by name."""
+        return dict(zip([*self.parameters, "out"], [*kept[: self.arity], kept[3]], strict=True)) | {"g": g}
 
     # calls
 

@@ -11,6 +11,7 @@ import dis
 import functools
 import inspect
 import textwrap
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +23,20 @@ class _TypedNumbers(ast.NodeTransformer):
         return ast.Call(ast.Name("T", ast.Load()), [node], [])
 
 
+def function_of(text: str, names: dict[str, Any]) -> Callable:
+    """A declared function from its text, which refers to global names."""
+    scope: dict[str, Any] = {}
+    exec(compile(text, "<declaration>", "exec"), scope)
+    name = ast.parse(text).body[0].name  # type: ignore[attr-defined]
+    made = types.FunctionType(scope[name].__code__, names, name)
+    made.declaration = text  # type: ignore[attr-defined]
+    return made
+
+
 def function_tree(function: Callable) -> ast.FunctionDef:
     """The syntax tree of a declared function."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    text = getattr(function, "declaration", None) or textwrap.dedent(inspect.getsource(function))
+    tree = ast.parse(text).body[0]
     assert isinstance(tree, ast.FunctionDef)
     body = tree.body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):

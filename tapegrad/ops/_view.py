@@ -211,11 +211,14 @@ def rebuild(view: Tensor, base: Tensor, shown: Tensor | None = None) -> None:
 
 
 def check_view_may_be_written(view: Tensor) -> None:
-    """Refuse a recorded write to a view of a leaf that requires grad."""
+    """Refuse a recorded write to a view of a leaf that requires grad, or one whose derivative would not know of it."""
+    code = rt.look(_S, view._id, LOOK_OP)
+    op: Any = OPS[code] if code >= 0 else None
+    refuse = getattr(op, "refuse_write", None)
+    if refuse is not None:
+        refuse(view)
     base = view._base_tensor()
     if base is not None and base.is_leaf and base.requires_grad:
         raise RuntimeError(errors.LEAF_VIEW_IN_PLACE)
-    code = rt.look(_S, view._id, LOOK_OP)
-    op = OPS[code] if code >= 0 else None
     if getattr(op, "multiple", False):
-        raise RuntimeError(errors.MULTIPLE_VIEWS_IN_PLACE.format(name=op.grad_name))  # type: ignore[union-attr]
+        raise RuntimeError(errors.MULTIPLE_VIEWS_IN_PLACE.format(name=op.grad_name, number=0))

@@ -11,7 +11,7 @@ from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import REVERSED
 from tapegrad.ops import pointwise as pw
-from tapegrad.ops._rule import OPS, PUBLIC, Pointwise, result_type
+from tapegrad.ops._rule import PUBLIC, Pointwise, built_in_ops, result_type
 from tapegrad.ops._view import as_method
 from tapegrad.tensor import Tensor
 
@@ -640,6 +640,6 @@ def install_native_methods() -> None:
     }
     binary = {f"__{name}__": ops[name].code for name in plain}
     binary |= {f"__r{name}__": ops[name].code | REVERSED for name in ("add", "sub", "mul", "truediv")}
-    unary = {op.name: op.code for op in OPS if isinstance(op, Pointwise) and op.arity == 1 and op.name in PUBLIC}
-    unary = {name: code for name, code in unary.items() if PUBLIC[name] is OPS[code]}
+    declared = [op for op in built_in_ops() if isinstance(op, Pointwise) and op.arity == 1]
+    unary = {op.name: op.code for op in declared if PUBLIC.get(op.name) is op}
     native.install(Tensor, binary, unary | {"__neg__": pw.neg.code, "__abs__": pw.abs.code})

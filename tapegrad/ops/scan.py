@@ -54,15 +54,14 @@ recurrence.forward(_scans.recurrence_kernel)
 
 
 @recurrence.backward
-def _(g, a, out, words):
+def _(g, a, out, need, words):
     # the two directions are each other's adjoint
-    backwards = bool(words[3])
-    to_x = recurrence(a, g, not backwards)
-    if out.shape[1] == 0:
-        return to_x, to_x
-    last, first = out.narrow(1, 0, out.shape[1] - 1), out.narrow(1, 1, out.shape[1] - 1)
-    products = to_x.narrow(1, 0, out.shape[1] - 1) * first if backwards else to_x.narrow(1, 1, out.shape[1] - 1) * last
-    return cat([pw.zero(out.narrow(1, 0, 1)), products], 1), to_x
+    backwards, n = bool(words[3]), out.shape[1]
+    to_x, to_a = recurrence(a, g, not backwards), None
+    if need & 1 and n:
+        products = to_x.narrow(1, 1 - backwards, n - 1) * out.narrow(1, int(backwards), n - 1)
+        to_a = cat([pw.zero(out.narrow(1, 0, 1)), products], 1)
+    return to_a, to_x
 
 
 def _moved_on(x: Tensor, first: float) -> Tensor:

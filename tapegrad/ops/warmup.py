@@ -9,7 +9,7 @@ from tapegrad import dtypes
 from tapegrad.engine import native, structs
 from tapegrad.engine.runtime import rt
 from tapegrad.ops._kernel import KernelOp
-from tapegrad.ops._rule import OPS, Pointwise
+from tapegrad.ops._rule import Pointwise, built_in_ops
 from tapegrad.ops.arithmetic import install_native_methods
 
 
@@ -28,7 +28,7 @@ def warmup_jobs(names: Sequence[str]) -> list[tuple[str, Callable[[], None]]]:
     for name in names:
         dtype: dtypes.dtype = getattr(dtypes, name)
         jobs.append((f"adjoints {name}", partial(rt.load_moves, dtype.code)))
-        for op in OPS:
+        for op in built_in_ops():
             forward = (isinstance(op, Pointwise) and dtype in op.dtypes) or (
                 isinstance(op, KernelOp) and op.kernel is not None
             )

@@ -1,0 +1,258 @@
+"""`autograd.Function`: the whole `ctx`, both styles, and what is refused."""
+
+import numpy as np
+import pytest
+
+import tapegrad as tg
+from tapegrad.autograd import Function
+from tapegrad.autograd.function import once_differentiable
+from tapegrad.engine.runtime import rt
+
+
+class Exp(Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        return g * y
+
+
+class Two(Function):
+    @staticmethod
+    def forward(a, b, n):
+        return a * b, a + b * n, n + 1
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, ctx.n = inputs
+        ctx.save_for_backward(a, b)
+
+    @staticmethod
+    def backward(ctx, first, second, third):
+        assert third is None
+        a, b = ctx.saved_tensors
+        return first * b + second, first * a + second * ctx.n, None
+
+
+def leaf(*values):
+    return tg.tensor(list(values), dtype=tg.float64, requires_grad=True)
+
+
+def test_a_saved_result_and_higher_orders():
+    x = leaf(0.0, 1.0)
+    y = Exp.apply(x)
+    assert repr(y.grad_fn).startswith("<ExpBackward")
+    (slope,) = tg.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = tg.autograd.grad(slope.sum(), x)
+    np.testing.assert_allclose(second.numpy(), np.exp([0, 1]))
+
+
+def test_several_results_and_arguments_that_are_no_tensors():
+    a, b = leaf(2.0), leaf(3.0)
+    product, total, number = Two.apply(a, b, 4)
+    assert (number, product.output_nr, total.output_nr) == (5, 0, 1)
+    (product * 2).sum().backward(retain_graph=True)
+    assert (a.grad.item(), b.grad.item()) == (6.0, 4.0)
+    (product + total).sum().backward()
+    assert (a.grad.item(), b.grad.item()) == (10.0, 10.0)
+    with pytest.raises(RuntimeError, match="second time"):
+        total.sum().backward()
+
+
+def test_needs_input_grad_and_none_for_missing_gradients():
+    seen = []
+
+    class Seen(Two):
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.set_materialize_grads(False)
+            seen.append(ctx.needs_input_grad)
+
+        @staticmethod
+        def backward(ctx, first, second, third):
+            seen.append((first is None, second is None))
+            return second, None, None
+
+    Seen.apply(leaf(1.0), tg.ones(1, dtype=tg.float64), 1)[1].sum().backward()
+    assert seen == [(True, False, False), (False, False) if False else (True, False)]
+
+
+def test_an_input_changed_in_place():
+    class Triple(Function):
+        @staticmethod
+        def forward(ctx, x):
+            x.mul_(3)
+            ctx.mark_dirty(x)
+            return x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 3 * g
+
+    x = leaf(1.0, 2.0)
+    w = x * 1
+    assert Triple.apply(w) is w
+    (w * w).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 18 * x.detach().numpy())
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad has been used in an in-place operation"):
+        Triple.apply(leaf(1.0))
+
+
+def test_results_without_gradients():
+    class Sorted(Function):
+        @staticmethod
+        def forward(ctx, x):
+            values, order = x.sort()
+            rest = x * 2
+            ctx.mark_non_differentiable(rest)
+            ctx.save_for_backward(order)
+            return values, order, rest
+
+        @staticmethod
+        def backward(ctx, g, *others):
+            (order,) = ctx.saved_tensors
+            return tg.zeros_like(g).scatter(0, order, g)
+
+    x = leaf(3.0, 1.0, 2.0)
+    values, order, rest = Sorted.apply(x)
+    assert (values.requires_grad, order.requires_grad, rest.requires_grad) == (True, False, False)
+    (values * tg.tensor([1.0, 10.0, 100.0], dtype=tg.float64)).sum().backward()
+    assert x.grad.tolist() == [100.0, 1.0, 10.0]
+
+
+def returning(*grads):
+    class Bad(Function):
+        @staticmethod
+        def forward(ctx, x, y, n):
+            return x * y
+
+        @staticmethod
+        def backward(ctx, g):
+            return tuple(f(g) if callable(f) else f for f in grads)
+
+    return Bad
+
+
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ((lambda g: g,), r"function BadBackward returned an incorrect number of gradients \(expected 3, got 1\)"),
+        ((lambda g: g[:1], None, None), r"Function BadBackward returned an invalid gradient at index 0 - got \[1\]"),
+        ((None, None, lambda g: g), "returned a gradient different than None at position 3"),
+        ((2.0, None, None), "expected Variable or None"),
+    ],
+)
+def test_wrong_gradients_are_refused_by_name(grads, message):
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    z = returning(*grads).apply(x, y, 1)
+    with pytest.raises((RuntimeError, TypeError), match=message):
+        z.sum().backward(retain_graph=True)
+    (x * y).sum().backward()
+    assert x.grad.tolist() == [3.0, 4.0]
+
+
+def test_extra_nones_are_allowed():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    returning(lambda g: g, None, None, None, None).apply(x, y, 1).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0]
+    assert y.grad is None
+
+
+def test_a_saved_input_changed_since_is_refused():
+    class Square(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+    x = leaf(1.0, 2.0)
+    w = x * 1
+    y = Square.apply(w)
+    w.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_once_differentiable():
+    class Square(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+    x = leaf(3.0)
+    (slope,) = tg.autograd.grad(Square.apply(x).sum(), x, create_graph=True)
+    assert slope.item() == 6.0
+    with pytest.raises(RuntimeError, match="trying to differentiate twice a function that was marked with @once_diff"):
+        slope.sum().backward()
+
+
+def test_exceptions_leave_the_tape_usable():
+    class Failing(Function):
+        @staticmethod
+        def forward(ctx, x, early):
+            if early:
+                raise KeyError("forward")
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            raise KeyError("backward")
+
+    x = leaf(1.0)
+    with pytest.raises(KeyError, match="forward"):
+        Failing.apply(x, True)
+    y = Failing.apply(x * 1, False)
+    with pytest.raises(KeyError, match="backward"):
+        y.sum().backward()
+    (x * 5).sum().backward()
+    assert x.grad.item() == 5.0
+
+
+def test_without_gradients_nothing_is_recorded():
+    x = leaf(1.0)
+    with tg.no_grad():
+        assert not Exp.apply(x).requires_grad
+    assert not Exp.apply(x.detach()).requires_grad
+    with pytest.raises(RuntimeError, match="should not be instantiated"):
+        Exp()
+
+
+def test_an_input_returned_as_it_is():
+    class Same(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 7
+
+    x = leaf(1.0)
+    y = Same.apply(x)
+    assert y is not x
+    y.sum().backward()
+    assert x.grad.item() == 7.0
+
+
+def test_calls_do_not_pile_up():
+    x, before = leaf(1.0, 2.0), int(rt.state.live_buffers)
+    for _ in range(2000):
+        Exp.apply(x)
+        Exp.apply(x).sum().backward()
+        Two.apply(x, x, 2)
+    assert int(rt.state.live_buffers) - before < 20
