@@ -143,6 +143,7 @@ def unpack_dual(tensor: Tensor, *, level: int | None = None) -> UnpackedDualTens
     if current is None or not is_traced(tensor):
         return UnpackedDualTensor(tensor, None)
     tensor._refresh()
-    push_forward(rows_between([tensor._id], current.tangents), current.tangents)
-    tangent = current.tangents.get(tensor._id)
-    return UnpackedDualTensor(unmark(alias(tensor)), tangent)
+    # only duals are remembered: ids of results may be given to others
+    known = dict(current.tangents)
+    push_forward(rows_between([tensor._id], known), known)
+    return UnpackedDualTensor(unmark(alias(tensor)), known.get(tensor._id))
