@@ -8,10 +8,10 @@ import tapegrad as tg
 
 pytest.importorskip("torch")
 
-from programs.compare import disagreement
-from programs.generate import generate
-from programs.program import Step, listing
-from programs.shrink import shrunk
+from tests.programs.compare import disagreement
+from tests.programs.generate import generate
+from tests.programs.program import Step, listing
+from tests.programs.shrink import shrunk
 
 PORTION = 50
 
