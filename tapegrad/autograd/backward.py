@@ -355,8 +355,11 @@ def _marked(roots: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> Iterato
 
 
 def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:
+    ids = {t._id for t in wanted or ()}
     try:
         for t, g in zip(roots, starts, strict=True):
+            if wanted is not None and t._id not in ids and rt.look(_S, t._id, LOOK_NODE) < 0:
+                continue  # a leaf that nobody asks about
             if len(roots) > 1:
                 rt.load_moves(t.dtype.code)
             block = g.detach().contiguous()
