@@ -97,14 +97,15 @@ class UnitCompiler(CompilerBase):
         return [manager]
 
 
-class _KeptCache(FunctionCache):
-    """A cache that keeps what it loaded: code that prints refers to Python objects that nothing else holds."""
+class UnitCache(FunctionCache):
+    """A cache that does not start the compiler to load from, and keeps what it loaded: code that prints refers to Python objects
+    that nothing else holds."""
 
     loaded: Any = None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """What is cached for a signature, None if nothing is."""
-        self.loaded = super().load_overload(sig, target_context)
+        self.loaded = self._load_overload(sig, target_context)
         return self.loaded
 
 
@@ -115,7 +116,7 @@ class Callback(CFunc):
         options = {"error_model": "numpy"}
         super().__init__(function, (signature.args, signature.return_type), {}, options, UnitCompiler)
         if cache:
-            self._cache = _KeptCache(function)
+            self._cache = UnitCache(function)
         self.compile()
 
 

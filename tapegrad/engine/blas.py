@@ -12,7 +12,6 @@ import os
 import sys
 
 import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -317,13 +316,9 @@ def bind_product(dtype: int) -> None:
     symbol = f"tapegrad_product_{name}"
     compute = _blas_product if real in types.real_domain else _plain_product
     environment = {"compute": compute, "P": pointer}
-
-    def make(function, cache):
-        signature = types.void(*_product_types(real))
-        return numba.cfunc(signature, cache=cache, error_model="numpy")(function)
-
-    made = kernels.build(symbol, _PRODUCT.format(name=symbol), environment, make)
-    llvmlite.binding.add_symbol(symbol, made.address)
+    signature = types.void(*_product_types(real))
+    address = kernels.build_callback(symbol, _PRODUCT.format(name=symbol), environment, signature)
+    llvmlite.binding.add_symbol(symbol, address)
 
 
 @intrinsic

@@ -8,13 +8,11 @@ rebuilt.
 """
 
 import contextlib
-import dis
 import enum
 import functools
 import gc
 import hashlib
 import importlib.util
-import itertools
 import os
 import platform
 import shutil
@@ -34,10 +32,11 @@ from llvmlite import binding as llvm
 from numba import types
 from numba.core.errors import NumbaWarning
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 from numba.extending import is_jitted
 
 from tapegrad.engine import structs
-from tapegrad.engine._parts import Callback, UnitCompiler
+from tapegrad.engine._parts import Callback, UnitCache, UnitCompiler
 from tapegrad.engine.structs import call_kernel
 
 _FORMAT = "1"
@@ -232,6 +231,7 @@ def _fix_signatures(environment: dict[str, Any]) -> None:
             value.compile((types.int64,) * function.__code__.co_argcount)
             value.disable_compile()
 
+    _ready_compiler()
     with _without_collection():
         for value in environment.values():
             visit(value)
@@ -312,13 +312,25 @@ def _without_scipy_linalg() -> Iterator[None]:
 
 
 @functools.cache
-def _ready_numba() -> None:
+def _ready_compiler() -> None:
     """Start Numba's compiler."""
     with _passive_openmp(), _without_scipy_linalg():
         cpu_target.target_context.refresh()
 
 
-def build(name: str, source: str, environment: dict[str, Any], make: Callable[[Any, bool], Any]) -> Any:
+@functools.cache
+def _ready_loader() -> None:
+    """Start what loads compiled code: its runtime without the compiler's tables, which take 0.2 s."""
+    rtsys.initialize(cpu_target.target_context)
+
+
+def build(
+    name: str,
+    source: str,
+    environment: dict[str, Any],
+    make: Callable[[Any, bool], Any],
+    compiling: Callable[[], None] | None = None,
+) -> Any:
     """Compile function `name` of a source text, or load it from the cache.
 
     Args:
@@ -326,14 +338,17 @@ def build(name: str, source: str, environment: dict[str, Any], make: Callable[[A
         source: Python source that Numba can compile.
         environment: the global names the text uses.
         make: turns the Python function into compiled code; its second argument says whether Numba may cache.
+        compiling: called if the cache does not have it.
     """
     started = time.perf_counter()
-    _ready_numba()
+    _ready_loader()
     root = cache_directory()
     try:
         final = root / f"{name}-{_digest(source, environment)}"
         made = _load(name, source, environment, final, make)
         if made is None:
+            if compiling is not None:
+                compiling()
             made = _build_aside(name, source, environment, root, final, make)
     except (OSError, Undescribable) as error:
         if isinstance(error, OSError):
@@ -391,10 +406,14 @@ def _build_aside(name: str, source: str, environment: dict[str, Any], root: Path
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def build_callback(name: str, source: str, environment: dict[str, Any], signature: Any) -> int:
+    """Address of compiled function `name` of a source text, with one signature."""
+    return build(name, source, environment, lambda function, cache: Callback(function, signature, cache)).address
+
+
 def build_kernel(name: str, source: str, environment: dict[str, Any]) -> int:
     """Address of a compiled kernel ``name(S, row, start, stop)``."""
-
-    return build(name, source, environment, lambda function, cache: Callback(function, KERNEL_SIGNATURE, cache)).address
+    return build_callback(name, source, environment, KERNEL_SIGNATURE)
 
 
 # name, bytes of an element and pointer constructor, by dtype code
@@ -435,12 +454,15 @@ def build_typed(function: Any, dtype: int, label: str = "", **more: Any) -> int:
     return build_kernel(name, source, {"implementation": typed(function, dtype, name, **more)})
 
 
-def build_group(group: str, implementations: tuple[Any, ...]) -> dict[str, Callable[..., Any]]:
+def build_group(
+    group: str, implementations: tuple[Any, ...], compiling: Callable[[], None] | None = None
+) -> dict[str, Callable[..., Any]]:
     """The entry points of some jitted engine functions, compiled as one unit.
 
     Args:
         group: name of the unit.
         implementations: functions of the state's address and integers; one may end with a float, named ``value``.
+        compiling: called if the cache does not have the unit.
 
     Returns:
         By name, a Python function for each.
@@ -456,9 +478,8 @@ def build_group(group: str, implementations: tuple[Any, ...]) -> dict[str, Calla
         environment[name] = implementation
         integers = [a for a in names if a != "value"]
         passed = ", ".join([*words[: len(integers)], *(["value"] if "value" in names else [])])
-        returns = _returns(implementation.py_func)
         lines.append(f"    {'if' if k == 0 else 'elif'} which == {k}:")
-        lines.append(f"        return int64({name}({passed}))" if returns else f"        {name}({passed})")
+        lines.append(f"        return word({name}({passed}))")
         padding = ", ".join([*integers, *("0" for _ in range(width - len(integers)))])
         real = "value" if "value" in names else "0.0"
         callers[name] = f"lambda {', '.join(names)}: call({k}, {padding}, {real})"
@@ -466,20 +487,15 @@ def build_group(group: str, implementations: tuple[Any, ...]) -> dict[str, Calla
     signature = types.int64(types.int64, *[types.int64] * width, types.float64)
 
     def make(function: Any, cache: bool) -> Any:
-        return numba.njit(signature, cache=cache, error_model="numpy", pipeline_class=UnitCompiler)(function)
+        dispatcher = numba.njit(error_model="numpy", pipeline_class=UnitCompiler)(function)
+        if cache:
+            dispatcher._cache = UnitCache(function)
+        dispatcher.compile(signature)
+        return dispatcher
 
-    dispatcher = build(group, "\n".join(lines), environment | {"int64": types.int64}, make)
+    dispatcher = build(group, "\n".join(lines), environment | {"word": structs.word}, make, compiling)
     call = dispatcher.overloads[dispatcher.signatures[0]].entry_point
     return {name: eval(text, {"call": call}) for name, text in callers.items()}
-
-
-def _returns(function: Any) -> bool:
-    # whether a function returns a value anywhere
-    instructions = list(dis.get_instructions(function))
-    for before, after in itertools.pairwise(instructions):
-        if after.opname == "RETURN_VALUE" and not (before.opname == "LOAD_CONST" and before.argval is None):
-            return True
-    return False
 
 
 def _drive(kernel, S, row, items, chunk):
@@ -495,4 +511,5 @@ def build_parallel_driver() -> int:
     def make(function: Any, cache: bool) -> Any:
         return numba.cfunc(signature, cache=cache)(function)
 
+    _ready_compiler()  # which is where Numba may load OpenMP
     return build("drive", source, {"loop": numba.njit(parallel=True)(_drive)}, make).address

@@ -93,19 +93,6 @@ def deallocate(S, block, nbytes):
 
 
 @internal_words
-def trim_cache(S):
-    """Return every large block kept for reuse to the C library."""
-    s = state_at(S)
-    heads = i64(S + FREE_BLOCKS_OFFSET)
-    for k in range(65, 256):
-        while heads[k]:
-            block = heads[k]
-            heads[k] = i64(block)[0]
-            free(i64(block - 8)[0])
-    s.cached_bytes = 0
-
-
-@internal_words
 def new_storage(S, nbytes):
     """Id of a storage of `nbytes` with memory of its own, 0 if there is none."""
     base = allocate(S, nbytes)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -182,11 +181,7 @@ def _stub(name: str, function: int, code: int, fallback: Any, operands: int) -> 
 def _compiled(function: Callable) -> int:
     name = function.__name__
     source = f"def {name}(code, this, other):\n    return implementation(code, this, other)\n"
-
-    def make(entry: Any, cache: bool) -> Any:
-        return numba.cfunc(types.intp(*[types.intp] * 3), cache=cache, error_model="numpy")(entry)
-
-    return kernels.build(name, source, {"implementation": internal(function)}, make).address
+    return kernels.build_callback(name, source, {"implementation": internal(function)}, types.intp(*[types.intp] * 3))
 
 
 def _slot_offset(tensor_type: type, name: str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tapegrad.engine import (
     adjoints,
+    ahead,
     kernels,
     lanes,
     layout,
@@ -33,7 +34,7 @@ from tapegrad.engine import (
 
 # Entry points are compiled and loaded in groups, the usual ones first: a group costs little more than one function does, about 10 ms from the cache.
 # Within a group a number selects the function; each takes the state's address and then integers (`record_scalar` ends with a float).
-_GROUPS: dict[str, tuple[Any, ...]] = {
+GROUPS: dict[str, tuple[Any, ...]] = {
     "control": (
         tape.start,
         tape.release,
@@ -61,7 +62,6 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         tape.retain_with,
         tape.move_grad,
         tape.cut,
-        memory.trim_cache,
         leaves.adopt_leaf,
         leaves.take_memory,
         leaves.mark_written,
@@ -96,7 +96,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
         settle.abandon,
     ),
 }
-_GROUP_OF = {function.py_func.__name__: group for group, functions in _GROUPS.items() for function in functions}
+_GROUP_OF = {function.py_func.__name__: group for group, functions in GROUPS.items() for function in functions}
 
 
 def _address(array: np.ndarray) -> int:
@@ -120,6 +120,7 @@ class Runtime:
         self._layouts: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         self._contiguous: dict[tuple[int, ...], int] = {}
         self._lock = threading.RLock()
+        self._ahead = ahead.Ahead("recording", "reverse", "selecting")
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         group = _GROUP_OF.get(name)
@@ -127,7 +128,9 @@ class Runtime:
             raise AttributeError(name)
         with self._lock:
             if name not in self.__dict__:
-                functions = kernels.build_group(group, _GROUPS[group])
+                self._ahead.wait(group)
+                compiling = self._ahead.start if group == "control" else None
+                functions = kernels.build_group(group, GROUPS[group], compiling)
                 if group == "control":
                     self._start(functions["start"])
                 else:

@@ -346,6 +346,18 @@ strides_of = _layout_words("strides")
 
 
 @intrinsic
+def word(typing_context, value):
+    """An engine function's result as an int64, zero if it returns nothing."""
+
+    def codegen(context, builder, signature, args):
+        if value == types.none:
+            return ir.Constant(ir.IntType(64), 0)
+        return context.cast(builder, args[0], value, types.int64)
+
+    return types.int64(value), codegen
+
+
+@intrinsic
 def itemsize(typing_context, dtype):
     """Bytes of one element of a dtype code."""
 
