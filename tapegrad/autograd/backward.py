@@ -14,6 +14,7 @@ from tapegrad import errors
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
 from tapegrad.autograd.recorded import after_hooks, free_attached, hooked_parts, sweep_over_tensors
+from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row, saved_values
 from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
@@ -390,15 +391,27 @@ def _retain(k: int, g: Tensor) -> None:
 def _over_tensors(
     roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
 ) -> list[Tensor | None]:
-    adjoints = sweep_over_tensors(roots, starts, retain, wanted)
-    for k, g in adjoints.kept.items():
-        _retain(k, g)
-    for k in adjoints.leaves:
-        adjoints.of[k] = after_hooks(k, adjoints.of[k])
-        if wanted is None:
-            _add_to_leaf(leaf(k), adjoints.of[k])
-    found = adjoints.of | adjoints.kept
+    graph = None if is_anomaly_enabled() else _graph_of(roots, starts, wanted)
+    if graph is None or graph.structure is None:
+        adjoints = sweep_over_tensors(roots, starts, retain, wanted)
+        for k, g in adjoints.kept.items():
+            _retain(k, g)
+        found = adjoints.gradients(wanted)
+    else:
+        found = transformed("sweep", graph, lambda: sweep_over_tensors(roots, starts, True, wanted).gradients(wanted))
+        if not retain:
+            graph.free()
+    for k, g in found.items():
+        if rt.look(_S, k, LOOK_NODE) < 0:
+            found[k] = after_hooks(k, g)
+            if wanted is None:
+                _add_to_leaf(leaf(k), found[k])
     return [found.get(t._id) for t in wanted or ()]
+
+
+def _graph_of(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> Graph:
+    # what the structure of a sweep's result depends on; the adjoints to start from come in the roots' order
+    return Graph([t._id for t in wanted or ()], [t._id for t in roots], starts, False)
 
 
 def _add_to_grad(t: Tensor, g: Tensor) -> None:

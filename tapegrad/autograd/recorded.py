@@ -65,6 +65,13 @@ class Adjoints:
             if part is not None:
                 self.add(k, part)
 
+    def gradients(self, wanted: Sequence[Tensor] | None) -> dict[int, Tensor]:
+        """Those of wanted tensors by id, of all leaves if that is None."""
+        if wanted is None:
+            return {k: self.of[k] for k in self.leaves}
+        found = self.of | self.kept
+        return {t._id: found[t._id] for t in wanted if t._id in found}
+
     def rows(self) -> Iterator[tuple[Row, Tensor]]:
         """Rows whose result has an adjoint, from the last to the first, with that adjoint."""
         while self._rows:

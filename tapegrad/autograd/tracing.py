@@ -78,12 +78,27 @@ def samples_carry_gradients() -> bool:
     return any(t.requires_grad for batch, _ in getattr(_local, "samples", ()) for t in batch.values.values())
 
 
+@contextlib.contextmanager
+def watching_reads() -> Iterator[list[Tensor]]:
+    """The traced tensors that this thread turns into numbers meanwhile, as a list that grows."""
+    before = getattr(_local, "reads", None)
+    _local.reads = found = []
+    try:
+        yield found
+    finally:
+        _local.reads = before
+
+
 def refuse_reading(t: Tensor) -> None:
     """Refuse to turn a tensor into numbers while its samples are not told apart.
 
     Raises:
         RuntimeError: if this thread is inside `vmap`.
     """
+    reads = getattr(_local, "reads", None)
+    if reads is not None:
+        reads.append(t)
+        return
     if getattr(_local, "samples", ()) and is_traced(t):
         raise RuntimeError(
             f"vmap: the values of a tensor of shape {list(t.shape)} that differs between samples were asked for (by .item(), an `if`, "

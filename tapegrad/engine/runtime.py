@@ -26,6 +26,7 @@ from tapegrad.engine import (
     paths,
     planned,
     record,
+    remembered,
     replay,
     settle,
     structs,
@@ -75,6 +76,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     ),
     "viewing": (record.record_view, record.record_on),
     "lanes": (lanes.run_lanes,),
+    "remembered": (remembered.describe_graph, remembered.run_steps, remembered.free_rows),
     "reverse": (replay.sweep_from, replay.sweep, settle.settle),
     "selecting": (
         replay.seed,

@@ -14,9 +14,10 @@ import numpy as np
 from tapegrad import dtypes
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.function import FunctionCtx, function_op, output_op
+from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import Row, RowOp, dtype_of, handle, operands, shape_of
 from tapegrad.autograd.tangents import by_transposing
-from tapegrad.autograd.tracing import bare, check_kept
+from tapegrad.autograd.tracing import bare, check_kept, rows_between
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
@@ -57,6 +58,18 @@ class Batch:
                     self.values[row.out] = self._batched(row)
             else:
                 self.values[row.out] = self._batched(row)
+
+    def reach(self, ends: Sequence[int]) -> None:
+        """Run what leads to some buffers, for all samples."""
+        given = dict(self.values)
+        graph = Graph(list(given), ends, list(given.values()), True)
+
+        def compute() -> dict[int, Tensor]:
+            self.values = dict(given)
+            self.run(rows_between(ends, given))
+            return {k: self.values[k] for k in ends if k in self.values}
+
+        self.values |= transformed(("batch", self.size), graph, compute)
 
     def whole(self, t: Tensor) -> Tensor:
         """A tensor's batched value; the tensor once a sample if it has none."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from tapegrad import _tree
 from tapegrad.autograd.backward import grad as gradients
+from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import Row, handle
 from tapegrad.autograd.tangents import push_forward
 from tapegrad.autograd.tracing import (
@@ -335,10 +336,18 @@ class Linear:
     def push(self, tangents: dict[int, Tensor]) -> list[Tensor]:
         """The tangents of all results, from those of seeds by number."""
         known = {self.seeds[k]._id: t for k, t in tangents.items()}
+        ends = [t._id for t in self.ends]
         outer = is_grad_enabled() and (self.outer or any(t.requires_grad for t in tangents.values()))
+
+        def compute() -> dict[int, Tensor]:
+            found = dict(known)
+            push_forward(self.rows, found)
+            return {k: found[k] for k in ends if k in found}
+
         with transforming(), set_grad_enabled(outer):
-            push_forward(self.rows, known)
-            return [known[t._id] if t._id in known else zeros_like(t) for t in self.ends]
+            graph = Graph([t._id for t in self.seeds], ends, list(tangents.values()), True)
+            found = transformed(("push", *tangents), graph, compute)
+            return [found[t._id] if t._id in found else zeros_like(t) for t in self.ends]
 
     def checked(self, tangents: Sequence[Any]) -> dict[int, Tensor]:
         """Tangents given as trees, by number of their seed."""

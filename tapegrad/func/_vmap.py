@@ -227,7 +227,10 @@ def trace_sample(
             if isinstance(out, Tensor):
                 out._refresh()
         ends = [out._id for out in outputs if isinstance(out, Tensor)]
-        batch.run(rows_between([*ends, *(t._id for t, _, _ in samples)], set(batch.values)))
+        if any(sample._id != given._id for sample, given, _ in samples):  # the function wrote to its argument
+            batch.run(rows_between([*ends, *(t._id for t, _, _ in samples)], set(batch.values)))
+        else:
+            batch.reach(ends)
         for sample, given, moved in samples:
             if sample._id != given._id:  # the function wrote to its argument
                 moved.copy_(batch.whole(sample))
