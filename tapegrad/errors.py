@@ -47,6 +47,7 @@ UNUSED_INPUT = (
     "One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if this is the "
     "desired behavior."
 )
+LEAF_MOVED = "leaf variable has been moved into the graph interior"
 INPUT_NO_GRAD = "One of the differentiated Tensors does not require grad"
 GRADIENT_TYPE = "gradients can be either Tensors or None, but got {}"
 BATCHED_SHAPE = (

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 
 from tapegrad import errors
+from tapegrad.autograd.accumulate import add_to_grad, add_to_leaf
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
-from tapegrad.autograd.attached import attachment, run_after, run_before, run_hooks
+from tapegrad.autograd.attached import attachment, run_hooks
 from tapegrad.autograd.recorded import after_hooks, free_attached, hooked_parts, sweep_over_tensors
 from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row, saved_values
 from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_DATA, LOOK_GRAD, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
-from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
+from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.ops._rule import OPS
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
@@ -112,15 +113,15 @@ def backward(
             raise TypeError(f"inputs[{k}] must be a Tensor, but got {type(t).__name__}")
         if not t.requires_grad:
             raise RuntimeError(errors.INPUT_NO_GRAD)
-    leaves = list(dict.fromkeys(t for t in wanted if t.is_leaf))
+    given = list(dict.fromkeys(t for t in wanted if t.is_leaf))
     results = list(dict.fromkeys(t for t in wanted if not t.is_leaf))
     for t in results:
         t.retain_grad()
-    found = _run(roots, starts, retain, [*leaves, *results], create_graph)
+    found = _run(roots, starts, retain, [*given, *results], create_graph)
     with set_grad_enabled(create_graph):
-        for t, g in zip(leaves, found, strict=False):
+        for t, g in zip(given, found, strict=False):
             if g is not None:
-                _add_to_leaf(t, g)
+                add_to_leaf(t, g)
 
 
 def grad(
@@ -179,7 +180,7 @@ def grad(
     if materialize_grads:
         from tapegrad.creation import zeros_like
 
-        found = {t: zeros_like(t) if g is None else g for t, g in found.items()}
+        found = {t: zeros_like(t, requires_grad=create_graph) if g is None else g for t, g in found.items()}
     return tuple(found[t] for t in wanted)
 
 
@@ -385,7 +386,7 @@ def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[
 
 def _retain(k: int, g: Tensor) -> None:
     if rt.look(_S, k, LOOK_META) >> 8 & structs.RETAIN_GRAD:
-        _add_to_grad(handle(k), g)
+        add_to_grad(handle(k), g)
 
 
 def _over_tensors(
@@ -405,7 +406,7 @@ def _over_tensors(
         if rt.look(_S, k, LOOK_NODE) < 0:
             found[k] = after_hooks(k, g)
             if wanted is None:
-                _add_to_leaf(leaf(k), found[k])
+                add_to_leaf(leaf(k), found[k])
     return [found.get(t._id) for t in wanted or ()]
 
 
@@ -414,33 +415,8 @@ def _graph_of(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequenc
     return Graph([t._id for t in wanted or ()], [t._id for t in roots], starts, False)
 
 
-def _add_to_grad(t: Tensor, g: Tensor) -> None:
-    # what is accumulated in is nobody else's: others may hold the adjoint
-    held = t.grad if rt.look(_S, t._id, LOOK_GRAD) else None
-    if held is None:
-        t.grad = g.clone() if g.is_contiguous() else g.contiguous()
-    elif is_grad_enabled() or not t.is_leaf or not held.is_contiguous():
-        t.grad = held + g
-    else:
-        held.add_(g)
-
-
-def _add_to_leaf(t: Tensor, g: Tensor) -> None:
-    # what an AccumulateGrad node does
-    attached = attachment(t._id)
-    if attached is None:
-        _add_to_grad(t, g)
-        return
-    arrived = run_before(attached, (g,))
-    if arrived[0] is not None:
-        _add_to_grad(t, arrived[0])
-        for hook in list(attached.accumulated.values()):
-            hook(t)
-    run_after(attached, (), arrived)
-
-
 def _add_in_python(k: int) -> None:
-    """Add the adjoint of a leaf that has hooks, or a gradient that cannot be accumulated into."""
+    """Add the adjoint of a leaf that hooks or nobody ask for, or a gradient that cannot be accumulated into."""
     part = rt.adjoint_buffer(_S, k)
     if part == 0:
         raise MemoryError("no memory for a gradient")
@@ -448,9 +424,9 @@ def _add_in_python(k: int) -> None:
     with set_grad_enabled(False), _in_users_code():
         # of a leaf that hooks are attached to, or a result that retains its gradient
         if t.is_leaf:
-            _add_to_leaf(t, after_hooks(k, g))
+            add_to_leaf(t, after_hooks(k, g))
         else:
-            _add_to_grad(t, g)
+            add_to_grad(t, g)
 
 
 def _sweep(answer: int) -> None:

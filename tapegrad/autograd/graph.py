@@ -13,7 +13,16 @@ import numpy as np
 
 from tapegrad import errors
 from tapegrad.autograd.attached import RemovableHandle, attach, attachment
-from tapegrad.autograd.rows import grad_name_of, handle, leaf, operand_places, operands, output_number, read_row
+from tapegrad.autograd.rows import (
+    grad_name_of,
+    handle,
+    leaf,
+    operand_places,
+    operands,
+    output_number,
+    passes_on_to,
+    read_row,
+)
 from tapegrad.autograd.under_way import current_sweep
 from tapegrad.autograd.watching import watching
 from tapegrad.engine import structs
@@ -85,7 +94,7 @@ class Node:
         """For each operand the node that gradients flow on to, None where none do, and which of its results it is."""
         row = read_row(rt.look(_S, self._id, LOOK_NODE))
         ids = operands(row)
-        return tuple(_edge(ids[p]) if row.need >> min(p, 3) & 1 else (None, 0) for p in operand_places(row))
+        return tuple(_edge(ids[p]) if passes_on_to(row, p) else (None, 0) for p in operand_places(row))
 
     def register_hook(self, hook: Callable) -> RemovableHandle:
         """Call ``hook(grad_inputs, grad_outputs)``, tuples of tensors, after the node's derivative; it may return new `grad_inputs`."""
@@ -143,8 +152,8 @@ def node_of(k: int) -> Node:
     return node
 
 
-def _edge(k: int) -> tuple[Node | None, int]:
-    return (node_of(k), output_number(k)) if handle(k).requires_grad else (None, 0)
+def _edge(k: int) -> tuple[Node, int]:
+    return node_of(k), output_number(k)
 
 
 def _output_nr(self: Tensor) -> int:

@@ -168,7 +168,8 @@ def sweep_over_tensors(
     adjoints = Adjoints({t._id for t in wanted or ()})
     reach = None if wanted is None else paths(roots, wanted)
     for root, start in zip(roots, starts, strict=True):
-        adjoints.add(root._id, start)
+        if reach is None or root._id in reach:
+            adjoints.add(root._id, start)
     for row, g in adjoints.rows():
         need = _needed(row, reach)
         if need == 0:

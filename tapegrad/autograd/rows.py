@@ -244,8 +244,21 @@ def parts_of(row: Row, arrived: Sequence[Tensor | None], need: int, connected: b
             found.append(None)
             continue
         meta = row.metas[position] if position < 3 else rt.look(_S, row.extra[position - 3], LOOK_META)
-        found.append(_like(part, meta) if meta >> 8 & structs.REQUIRES_GRAD else None)
+        found.append(_like(part, meta) if passes_on_to(row, position) else None)
     return found
+
+
+def passes_on_to(row: Row, position: int) -> bool:
+    """Whether gradients flow on to one of the row's `operands`, as it was when the row was recorded."""
+    if not row.need >> min(position, 3) & 1:
+        return False
+    if position < 3:
+        return True
+    # a traced row also keeps further operands that none flow to
+    k = row.extra[position - 3]
+    return k != 0 and (
+        not row.flags & structs.TRACED_ROW or bool(rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD)
+    )
 
 
 def _like(part: Tensor, meta: int) -> Tensor:

@@ -125,9 +125,11 @@ def _describe_row(S, address, need, traced, words, n, ids, slots):
     n += 2
     for k in range(extra):
         operand = i64(r.attr)[2 + k]
-        w[n] = _number_of(S, operand, ids, slots)
-        w[n + 1] = _look_of(S, operand)
-        if traced or (need & 8 and buffer_of(S, operand).flags & REQUIRES_GRAD):
+        w[n] = _number_of(S, operand, ids, slots) if operand else 0
+        w[n + 1] = _look_of(S, operand) if operand else 0
+        # a traced row also keeps further operands that no gradients flow to
+        flows = need & 8 and (not r.flags & TRACED_ROW or buffer_of(S, operand).flags & REQUIRES_GRAD)
+        if operand and (traced or flows):
             buffer_of(S, operand).mark |= _FOLLOW
         n += 2
     for k in range(extra, attributes):

@@ -92,7 +92,7 @@ def open_adjoint(S, k):
     if b.producer < 0 and b.grad and not s.selective and not s.attachments:
         grad = buffer_of(S, b.grad)
         plain = layout_of(S, grad.layout).contiguous == grad.layout
-        if plain and grad.dtype == b.dtype and not grad.flags & REQUIRES_GRAD:
+        if plain and grad.dtype == b.dtype and b.flags & ~grad.flags & REQUIRES_GRAD:
             b.adj = grad.data
             b.flags |= ADJ_IS_GRAD
             _list_touched(S, k)

@@ -8,6 +8,7 @@ from tapegrad.engine.structs import (
     DEAD,
     DONE,
     LISTED,
+    REQUIRES_GRAD,
     SETTLE_PYTHON,
     SWEEP_MEMORY,
     buffer_of,
@@ -54,7 +55,7 @@ def settle(S):
             continue
         if b.flags & CAPTURE:
             continue
-        if b.attached and b.producer < 0:
+        if b.producer < 0 and (b.attached or not b.flags & REQUIRES_GRAD):
             s.fault = k
             return SETTLE_PYTHON
         if b.flags & ADJ_IS_GRAD:

@@ -154,7 +154,8 @@ def _kill_row(S, index):
         for k in range(extra[1]):
             if r.flags & TRACED_ROW:
                 release_data(S, extra[2 + k])
-            _drop(S, extra[2 + k])
+            if extra[2 + k]:
+                _drop(S, extra[2 + k])
     free_block(S, r.attr)
     r.attr = 0
 
@@ -286,6 +287,13 @@ def commit_row(S, address, need, saved, traced):
                 versions[k] = storage_of(S, b.storage).version
         else:
             inputs[k] = 0
+    if need & 8 and not traced:
+        # further operands that no gradient flows to now; later they may require one
+        for k in range(i64(r.attr)[1]):
+            b = buffer_of(S, i64(r.attr)[2 + k])
+            if not b.flags & REQUIRES_GRAD:
+                b.refs -= 1  # never the last: the caller has a handle
+                i64(r.attr)[2 + k] = 0
     out = buffer_of(S, r.out)
     if held & 8:
         out.data_refs += 1
