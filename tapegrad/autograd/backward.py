@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from tapegrad import errors
+from tapegrad import dtypes, errors
 from tapegrad.autograd.accumulate import add_to_grad, add_to_leaf
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_hooks
@@ -20,7 +22,7 @@ from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified
 from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_NODE, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.engine.tape import LOOK_ATTACHED, LOOK_DATA, LOOK_META, LOOK_NODE, LOOK_TRACED
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.ops._rule import OPS
 from tapegrad.tensor import Tensor, layout_facts, wrap
@@ -35,40 +37,54 @@ _users_code = False  # it waits for the user's code
 
 def _as_tuple(value: Any) -> tuple:
     # one or several tensors, for some of which edges may stand
-    if type(value) is Tensor:
+    kind = type(value)
+    if kind is Tensor:
         return (value,)
-    if type(value) in (tuple, list) and all(type(v) is Tensor or v is None for v in value):
-        return tuple(value)
+    if kind is tuple or kind is list:
+        for v in value:
+            if type(v) is not Tensor and v is not None:
+                break
+        else:
+            return tuple(value)
     edge = isinstance(value, tuple) and len(value) == 2 and hasattr(value, "output_nr")
     values = (value,) if isinstance(value, Tensor) or value is None or edge else tuple(value)
     return tuple(v.node._result(v.output_nr) if hasattr(v, "output_nr") and hasattr(v, "node") else v for v in values)
+
+
+def _requires_grad(t: Tensor) -> int:
+    # as the property, in one call
+    flags = rt.look(_S, t._id, LOOK_META) >> 8
+    return t.requires_grad if flags & structs.IS_VIEW else flags & structs.REQUIRES_GRAD
 
 
 def _check_roots(tensors: Sequence[Tensor]) -> None:
     for k, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise TypeError(f"element {k} of tensors must be a Tensor, but got {type(t).__name__}")
-        if not t.requires_grad:
+        if not _requires_grad(t):
             raise RuntimeError(errors.NO_GRAPH.format(k))
 
 
-def _start_values(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> list[Tensor]:
-    from tapegrad.creation import ones_like
-
+def _checked_gradients(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> list[Tensor | None]:
+    # the adjoints to start from, in the dtypes of the roots; None for ones
     if len(gradients) != len(tensors):
         raise RuntimeError(f"got {len(tensors)} tensors and {len(gradients)} gradients")
-    starts = []
+    found: list[Tensor | None] = []
     for k, (t, g) in enumerate(zip(tensors, gradients, strict=True)):
         if g is None:
-            if t.numel() != 1:
+            layout = rt.look(_S, t._id, LOOK_META) >> 16
+            if layout != _SCALAR and math.prod(layout_facts(layout)[0]) != 1:
                 raise RuntimeError(errors.NOT_SCALAR)
-            g = ones_like(t)
-        elif not isinstance(g, Tensor):
+            found.append(None)
+            continue
+        if not isinstance(g, Tensor):
             raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
-        elif g.shape != t.shape:
-            raise RuntimeError(errors.GRADIENT_SHAPE.format(k=k, given=g.shape, expected=t.shape))
-        starts.append(g if g.dtype is t.dtype else g.to(t.dtype))
-    return starts
+        if (rt.look(_S, g._id, LOOK_META) ^ rt.look(_S, t._id, LOOK_META)) & _KIND:
+            if g.shape != t.shape:
+                raise RuntimeError(errors.GRADIENT_SHAPE.format(k=k, given=g.shape, expected=t.shape))
+            g = g.to(t.dtype)
+        found.append(g)
+    return found
 
 
 def backward(
@@ -101,7 +117,7 @@ def backward(
     _check_roots(roots)
     retain = create_graph if retain_graph is None else bool(retain_graph)
     gradients = _as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(roots)
-    starts = _start_values(roots, gradients)
+    starts = _checked_gradients(roots, gradients)
     if inputs is None:
         _run(roots, starts, retain, None, create_graph)
         return
@@ -167,21 +183,23 @@ def grad(
     for t in wanted:
         if not isinstance(t, Tensor):
             raise TypeError(f"inputs must be Tensors, but got {type(t).__name__}")
-        if not t.requires_grad:
+        if not _requires_grad(t):
             raise RuntimeError(errors.INPUT_NO_GRAD)
     gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
     if is_grads_batched:
         return _batched(roots, wanted, gradients, retain, create_graph, bool(allow_unused), materialize_grads)
-    starts = _start_values(roots, gradients)
-    unique = list(dict.fromkeys(wanted))
-    found = dict(zip(unique, _run(roots, starts, retain, unique, create_graph), strict=True))
-    if not (allow_unused or materialize_grads) and any(g is None for g in found.values()):
-        raise RuntimeError(errors.UNUSED_INPUT)
-    if materialize_grads:
-        from tapegrad.creation import zeros_like
+    found = _run(roots, _checked_gradients(roots, gradients), retain, wanted, create_graph)
+    if any(g is None for g in found):
+        if materialize_grads:
+            from tapegrad.creation import zeros_like
 
-        found = {t: zeros_like(t, requires_grad=create_graph) if g is None else g for t, g in found.items()}
-    return tuple(found[t] for t in wanted)
+            found = [
+                zeros_like(t, requires_grad=create_graph) if g is None else g
+                for t, g in zip(wanted, found, strict=True)
+            ]
+        elif not allow_unused:
+            raise RuntimeError(errors.UNUSED_INPUT)
+    return tuple(found)
 
 
 def _batched(
@@ -226,6 +244,8 @@ def _batch_size(roots: Sequence[Tensor], gradients: Sequence[Any]) -> int:
 
 
 _SCALAR = 1  # the layout of 0-d tensors
+_KIND = ~0xFF00  # of what `look` says of a buffer, its layout and dtype
+_RETAINED = structs.RETAIN_GRAD << 8
 
 # a one of each floating dtype, to start from
 _ONES = tuple(np.ones(1, d) for d in (np.float32, np.float64))
@@ -248,7 +268,7 @@ def _from_scalar(root: Tensor, retain: bool) -> None:
         finally:
             _turn.release()
     if answer == structs.SWEEP_BUSY:
-        _run([root], _start_values([root], [None]), retain, None, False)
+        _run([root], [None], retain, None, False)
 
 
 def _take_turn() -> bool:
@@ -266,15 +286,18 @@ def _take_turn() -> bool:
 
 
 @contextlib.contextmanager
-def _compiled_sweep() -> Iterator[None]:
-    # compiled code has begun to sweep
+def _compiled_sweep(request: int = 0) -> Iterator[None]:
+    # compiled code has begun to sweep, and waits for Python
     global _compiled
     _compiled = True
     try:
         yield
     finally:
         _compiled = False
-        rt.leave_sweep(_S)
+        if request:
+            rt.end_wanted(_S, request)
+        else:
+            rt.leave_sweep(_S)
 
 
 @contextlib.contextmanager
@@ -306,26 +329,24 @@ def _finish(answer: int) -> None:
 
 def _run(
     roots: Sequence[Tensor],
-    starts: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     retain: bool,
     wanted: Sequence[Tensor] | None,
     create_graph: bool,
 ) -> list[Tensor | None]:
     """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
+    over_tensors = create_graph or is_anomaly_enabled()
+    for t in (*roots, *gradients):
+        over_tensors = over_tensors or (t is not None and rt.look(_S, t._id, LOOK_TRACED) != 0)
+    if not over_tensors and _take_turn():
+        try:
+            return _native(roots, gradients, retain, wanted)
+        finally:
+            _turn.release()
     # handles of our own: a hook may write to a tensor in place, which gives it another place in the graph
-    roots = [handle(t._id) for t in roots]
-    wanted = None if wanted is None else [handle(t._id) for t in wanted]
-    over_tensors = (
-        create_graph or is_anomaly_enabled() or any(rt.look(_S, t._id, LOOK_TRACED) for t in (*roots, *starts))
-    )
+    roots, wanted = _handles(roots), None if wanted is None else _handles(wanted)
+    starts = [_one_like(t) if g is None else g for t, g in zip(roots, gradients, strict=True)]
     with sweep_under_way(roots, wanted):
-        if not over_tensors and _take_turn():
-            try:
-                rt.enter_sweep(_S, retain, wanted is not None)
-                with _compiled_sweep(), _marked(roots, wanted):
-                    return _native(roots, starts, wanted)
-            finally:
-                _turn.release()
         rt.keep_rows(_S)
         mode = rt.set_mode(_S, structs.NO_GRAD_MODE * (not create_graph))
         try:
@@ -335,58 +356,62 @@ def _run(
             rt.leave_sweep(_S)
 
 
-@contextlib.contextmanager
-def _marked(roots: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> Iterator[None]:
-    # the marks of what compiled code's selective sweep wants
+_load_moves = functools.cache(rt.load_moves)
+
+
+@functools.cache
+def _one(dtype: int) -> Tensor:
+    from tapegrad.creation import ones
+
+    return ones((), dtype=dtypes.ALL[dtype])
+
+
+def _one_like(t: Tensor) -> Tensor:
+    # for a root of one element; a copy, since it may be handed out
+    meta = rt.look(_S, t._id, LOOK_META)
+    one = _one(meta & 0xFF).clone()  # type: ignore[attr-defined]
+    return one if meta >> 16 == _SCALAR else one.reshape(t.shape)
+
+
+def _handles(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [handle(t._id) for t in tensors]
+
+
+def _native(
+    roots: Sequence[Tensor], gradients: Sequence[Tensor | None], retain: bool, wanted: Sequence[Tensor] | None
+) -> list[Tensor | None]:
+    addresses, keep = [], []
+    for t, g in zip(roots, gradients, strict=True):
+        dtype = rt.look(_S, t._id, LOOK_META) & 0xFF
+        if len(roots) > 1:
+            _load_moves(dtype)
+        if g is None:
+            addresses.append(_ONE_ADDRESSES[dtype])
+            continue
+        block = g if g.is_contiguous() else g.detach().contiguous()  # type: ignore[attr-defined]
+        keep.append(block)
+        addresses.append(rt.look(_S, block._id, LOOK_DATA))
+    ids = [] if wanted is None else list(dict.fromkeys([t._id for t in wanted]))
+    request = array("q", [len(roots), len(ids), retain, *[t._id for t in roots], *addresses, *ids, *ids])
+    address = request.buffer_info()[0]
+    answer = rt.sweep_wanted(_S, address)
+    if answer != structs.DONE:
+        # handles of our own, as above
+        own = None if wanted is None else _handles(wanted)
+        with _compiled_sweep(address), sweep_under_way(_handles(roots), own):
+            _finish(answer)
     if wanted is None:
-        yield
-        return
-    for t in wanted:
-        rt.set_mark(_S, t._id, 1)
-        rt.set_flag(_S, t._id, structs.CAPTURE, 1)
-    top = max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)
-    first = max(min(rt.look(_S, t._id, LOOK_PRODUCER) for t in wanted), 0)
-    rt.mark_paths(_S, first, top, 1)
-    try:
-        yield
-    finally:
-        for t in wanted:
-            rt.set_mark(_S, t._id, 0)
-            rt.set_flag(_S, t._id, structs.CAPTURE, 0)
-        rt.clear_marks(_S, first, top, 1)
-
-
-def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:
-    ids = {t._id for t in wanted or ()}
-    try:
-        for t, g in zip(roots, starts, strict=True):
-            if wanted is not None and t._id not in ids and rt.look(_S, t._id, LOOK_NODE) < 0:
-                continue  # a leaf that nobody asks about
-            if len(roots) > 1:
-                rt.load_moves(t.dtype.code)
-            block = g.detach().contiguous()
-            if not rt.seed(_S, t._id, rt.look(_S, block._id, LOOK_DATA)):
-                raise MemoryError("no memory for a gradient")
-    except BaseException:
-        rt.abandon(_S, int(rt.state.row_count) - 1)
-        raise
-    _finish(rt.sweep(_S, max(rt.look(_S, t._id, LOOK_PRODUCER) for t in roots)))
-    found = {}
-    for t in wanted or ():
-        k = 0 if t._id in found else rt.adjoint_buffer(_S, t._id)
-        if k:
-            found[t._id] = wrap(k)
-    with set_grad_enabled(False), _in_users_code():
-        for k, g in found.items():
-            # hooks of results ran where the sweep passed them
-            found[k] = after_hooks(k, g) if rt.look(_S, k, LOOK_NODE) < 0 else g
-            _retain(k, g)
-    return [found.get(t._id) for t in wanted or ()]
-
-
-def _retain(k: int, g: Tensor) -> None:
-    if rt.look(_S, k, LOOK_META) >> 8 & structs.RETAIN_GRAD:
-        add_to_grad(handle(k), g)
+        return []
+    found = {k: wrap(g) for k, g in zip(ids, request[-len(ids) :], strict=True) if g}
+    for k, g in found.items():
+        # hooks of results ran where the sweep passed them
+        if rt.look(_S, k, LOOK_ATTACHED) and rt.look(_S, k, LOOK_NODE) < 0:
+            with set_grad_enabled(False), _in_users_code():
+                found[k] = after_hooks(k, g)
+        if rt.look(_S, k, LOOK_META) & _RETAINED:
+            with set_grad_enabled(False):
+                add_to_grad(handle(k), found[k])
+    return [found.get(t._id) for t in wanted]
 
 
 def _over_tensors(
@@ -395,16 +420,19 @@ def _over_tensors(
     graph = None if is_anomaly_enabled() else _graph_of(roots, starts, wanted)
     if graph is None or graph.structure is None:
         adjoints = sweep_over_tensors(roots, starts, retain, wanted)
-        for k, g in adjoints.kept.items():
-            _retain(k, g)
-        found = adjoints.gradients(wanted)
+        found, kept = adjoints.gradients(wanted), adjoints.kept
     else:
         found = transformed("sweep", graph, lambda: sweep_over_tensors(roots, starts, True, wanted).gradients(wanted))
+        kept = found
         if not retain:
             graph.free()
+    for k, g in kept.items():
+        if rt.look(_S, k, LOOK_META) & _RETAINED and rt.look(_S, k, LOOK_NODE) >= 0:
+            add_to_grad(handle(k), g)
     for k, g in found.items():
         if rt.look(_S, k, LOOK_NODE) < 0:
-            found[k] = after_hooks(k, g)
+            if rt.look(_S, k, LOOK_ATTACHED):
+                found[k] = after_hooks(k, g)
             if wanted is None:
                 add_to_leaf(leaf(k), found[k])
     return [found.get(t._id) for t in wanted or ()]
