@@ -17,6 +17,7 @@ import numpy as np
 from tapegrad.engine import (
     adjoints,
     ahead,
+    held,
     kernels,
     lanes,
     layout,
@@ -74,7 +75,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         planned.keep_plan,
     ),
     "viewing": (record.record_view, record.record_on),
-    "lanes": (lanes.run_lanes,),
+    "lanes": (lanes.run_lanes, held.hold_storages, held.let_go_storages),
     "reverse": (replay.sweep_from, replay.sweep, settle.settle),
     "selecting": (
         replay.seed,

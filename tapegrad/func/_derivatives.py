@@ -11,6 +11,7 @@ import numpy as np
 from tapegrad import _tree
 from tapegrad.autograd.backward import grad as gradients
 from tapegrad.autograd.rows import Row, handle
+from tapegrad.autograd.sampling import samples_carry_gradients
 from tapegrad.autograd.tangents import push_forward
 from tapegrad.autograd.tracing import (
     alias,
@@ -19,7 +20,6 @@ from tapegrad.autograd.tracing import (
     mark,
     recording,
     rows_between,
-    samples_carry_gradients,
     transforming,
     unmark,
 )
