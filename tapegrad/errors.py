@@ -57,6 +57,25 @@ BATCHED_SHAPE = (
     "considered batched, consider using vmap."
 )
 
+BACKWARD_IN_VMAP = (
+    "vmap: backward() was called inside of the mapped function, where one sample stands for all, and .grad has no place for each one's "
+    "gradient. Use tapegrad.func.grad, tapegrad.func.vjp or tapegrad.autograd.grad inside, or call backward() on the results of vmap."
+)
+DATA_IN_VMAP = "accessing `data` under vmap transform is not allowed"
+DATA_SET_IN_VMAP = "mutating directly with `.data` under vmap transform is not allowed."
+NO_VMAP = (
+    "You tried to vmap over {name}, but it does not have vmap support. Please override and implement the vmap staticmethod or set "
+    "generate_vmap_rule=True."
+)
+TWO_VMAPS = (
+    "You tried to vmap over {name}, but it has both generate_vmap_rule=True and an overridden vmap staticmethod. Please set "
+    "generate_vmap_rule=False or delete the overridden vmap staticmethod to avoid ambiguity."
+)
+VMAP_RETURNS = (
+    "Expected the vmap staticmethod to have two returns, an output and out_dims with pytree structure compatible with the output. "
+    "Got a {given} instead"
+)
+
 # autograd.functional
 NOT_TENSORS = (
     "The {what} given to {name} must be either a Tensor or a tuple of Tensors but the {which} has type {type}."

@@ -42,7 +42,7 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
     if self._flags() & REQUIRES_GRAD and not force:
         raise RuntimeError(errors.NUMPY_GRAD)
     if rt.look(_S, self._id, LOOK_TRACED):
-        from tapegrad.autograd.tracing import refuse_reading
+        from tapegrad.autograd.sampling import refuse_reading
 
         refuse_reading(self)
     shape, strides, _ = layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)

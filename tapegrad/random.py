@@ -97,7 +97,7 @@ def _alike(draw: Callable, shape: tuple[int, ...]) -> Tensor | None:
     return None
 
 
-# what draws for all samples of a `vmap` at once, None where nothing is mapped (see autograd/tracing.py)
+# what draws for all samples of a `vmap` at once, None where nothing is mapped (see autograd/sampling.py)
 draw_samples: Callable[[Callable[[tuple[int, ...]], Tensor], tuple[int, ...]], Tensor | None] = _alike
 
 

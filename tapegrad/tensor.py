@@ -378,6 +378,10 @@ class Tensor:
     @property
     def data(self) -> Tensor:
         """The same memory, outside the graph, with a version counter of its own."""
+        if rt.look(_S, self._id, LOOK_TRACED):
+            from tapegrad.autograd.sampling import refuse_data
+
+            refuse_data(self, errors.DATA_IN_VMAP)
         return wrap(check_id(rt.share_leaf(_S, self._id, 1)))
 
     @data.setter
@@ -388,6 +392,11 @@ class Tensor:
             raise RuntimeError(
                 f"Attempted to set the data of a {self.dtype} tensor to a {value.dtype} one: incompatible tensor type"
             )
+        if rt.look(_S, self._id, LOOK_TRACED) or rt.look(_S, value._id, LOOK_TRACED):
+            from tapegrad.autograd.sampling import refuse_data
+
+            for t in (self, value):
+                refuse_data(t, errors.DATA_SET_IN_VMAP)
         twin = check_id(rt.share_leaf(_S, value._id, 1))
         rt.take_memory(_S, self._id, twin)
         rt.release(_S, twin)
@@ -417,7 +426,7 @@ class Tensor:
     def _address_array(self) -> np.ndarray:
         """A NumPy array over this tensor's memory that does not keep it alive; refused where values may not be read."""
         if rt.look(_S, self._id, LOOK_TRACED):
-            from tapegrad.autograd.tracing import refuse_reading
+            from tapegrad.autograd.sampling import refuse_reading
 
             refuse_reading(self)
         return self._memory_array()

@@ -19,11 +19,13 @@ from tapegrad.autograd.attached import attachment, run_hooks
 from tapegrad.autograd.recorded import after_hooks, free_attached, hooked_parts, sweep_over_tensors
 from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row, saved_values
+from tapegrad.autograd.sampling import is_sampling
 from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_ATTACHED, LOOK_DATA, LOOK_META, LOOK_NODE, LOOK_TRACED
 from tapegrad.grad_mode import set_grad_enabled
+from tapegrad.ops import _reading
 from tapegrad.ops._rule import OPS
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
@@ -113,6 +115,8 @@ def backward(
     >>> x.grad
     tensor(6.)
     """
+    if is_sampling():
+        raise RuntimeError(errors.BACKWARD_IN_VMAP)
     roots = _as_tuple(tensors)
     _check_roots(roots)
     retain = create_graph if retain_graph is None else bool(retain_graph)
@@ -559,7 +563,8 @@ def _tensor_backward(
         RuntimeError: see `tapegrad.autograd.backward`.
     """
     plain = gradient is None and inputs is None and not create_graph
-    if plain and self.requires_grad and not (is_anomaly_enabled() or rt.look(_S, self._id, LOOK_TRACED)):
+    seen = is_anomaly_enabled() or _reading.sampling or rt.look(_S, self._id, LOOK_TRACED)
+    if plain and self.requires_grad and not seen:
         _from_scalar(self, bool(retain_graph))
     else:
         backward(self, gradient, retain_graph, create_graph, inputs)

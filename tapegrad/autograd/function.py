@@ -10,13 +10,15 @@ from typing import Any
 from tapegrad import errors
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.context import FunctionCtx
-from tapegrad.autograd.rows import Row, RowOp, dtype_of, grad_name_of, output_number, shape_of
+from tapegrad.autograd.rows import Row, RowOp, dtype_of, grad_name_of, handle, output_number, shape_of
+from tapegrad.autograd.sampling import is_sampling
 from tapegrad.autograd.under_way import current_sweep
 from tapegrad.creation import zeros
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_STORAGE, LOOK_TRACED
 from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
+from tapegrad.ops import _reading
 from tapegrad.ops._view import check_view_may_be_written
 from tapegrad.ops._write import tell_base
 from tapegrad.tensor import Tensor, check_id, wrap
@@ -294,19 +296,21 @@ class Function:
         tensors = [a for a in args if isinstance(a, Tensor)]
         traced = any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors)
         records = is_grad_enabled() and any(t.requires_grad for t in tensors)
-        given = [untraced(a) if traced and isinstance(a, Tensor) else a for a in args]
+        # a trace takes the call for one operation; a `forward` that fills `ctx` is traced too, for what it keeps there
+        given = [untraced(a) if traced and parted and isinstance(a, Tensor) else a for a in args]
+        setup: Callable[[Sequence[Any]], None] | None = None
+        operands = [handle(t._id) for t in tensors] if traced else tensors  # which forward may write to
         with set_grad_enabled(False):
-            if parted:
-                result = cls.forward(*given, **named)
-                cls.setup_context(context, tuple(given), result)
-            else:
-                result = cls.forward(context, *given, **named)
-        outputs = result if isinstance(result, tuple) else (result,)
-        if traced:
-            _put_back(context, given, args)
-            outputs = tuple(_original(o, given, args) for o in outputs)
+            result = cls.forward(*(() if parted else (context,)), *given, **named)
+            outputs = result if isinstance(result, tuple) else (result,)
+            if parted and traced:
+                outputs = tuple(_original(o, given, args) for o in outputs)
+                single = not isinstance(result, tuple)
+                setup = lambda shown: cls.setup_context(context, args, shown[0] if single else tuple(shown))
+            elif parted:
+                cls.setup_context(context, args, result)
         if records or traced:
-            made = _record(context, tensors, outputs, records)
+            made = _record(context, tensors, operands, outputs, records, traced, setup)
         else:
             context._free()
             made = [o.detach() if _returned(o, tensors, context) else o for o in outputs]
@@ -351,12 +355,6 @@ def _original(value: Any, given: Sequence[Any], args: Sequence[Any]) -> Any:
     return value
 
 
-def _put_back(context: FunctionCtx, given: Sequence[Any], args: Sequence[Any]) -> None:
-    # what forward saw of traced arguments are twins; what it keeps must be the arguments
-    for name in ("_to_save", "_to_save_forward", "_dirty", "_constant"):
-        setattr(context, name, tuple(_original(t, given, args) for t in getattr(context, name)))
-
-
 @functools.cache
 def _context_class(function: type[Function]) -> type[FunctionCtx]:
     return type(f"{function.__name__}Backward", (FunctionCtx,), {"__module__": function.__module__})
@@ -364,6 +362,8 @@ def _context_class(function: type[Function]) -> type[FunctionCtx]:
 
 def _check_dirty(context: FunctionCtx, tensors: Sequence[Tensor], outputs: Sequence[Any], records: bool) -> None:
     for t in context._dirty:
+        if _reading.sampling and _reading.check_write is not None:
+            _reading.check_write(t, tensors)
         if not any(t is a for a in tensors):
             raise RuntimeError(errors.DIRTY_NOT_INPUT)
         if not any(t is o for o in outputs):
@@ -374,18 +374,27 @@ def _check_dirty(context: FunctionCtx, tensors: Sequence[Tensor], outputs: Seque
             check_view_may_be_written(t)
 
 
-def _record(context: FunctionCtx, tensors: Sequence[Tensor], outputs: Sequence[Any], records: bool) -> list[Any]:
-    """Put a call on the tape: results that carry gradients get their place there."""
-    _check_dirty(context, tensors, outputs, records)
-    carries = [
-        isinstance(o, Tensor) and o.dtype.is_floating_point and not any(o is c for c in context._constant)
-        for o in outputs
-    ]
-    placed = [isinstance(o, Tensor) and (c or not records) for o, c in zip(outputs, carries, strict=True)]
+def _record(
+    context: FunctionCtx,
+    tensors: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    outputs: Sequence[Any],
+    records: bool,
+    traced: bool,
+    setup: Callable[[Sequence[Any]], None] | None,
+) -> list[Any]:
+    """Put a call on the tape: results that carry gradients get their place there, of a traced one all results.
+
+    `operands` are the tensors among the arguments as they were before forward. A `setup` that is given still has to fill the context, from the results at their places.
+    """
+    if setup is None:
+        _check_dirty(context, tensors, outputs, records)
+    carries = [_carries(context, o) for o in outputs]
+    placed = [isinstance(o, Tensor) and (c or traced) for o, c in zip(outputs, carries, strict=True)]
     context._likes = [(o.shape, o.dtype) if isinstance(o, Tensor) else None for o in outputs]
     ids = [check_id(rt.share_leaf(_S, o._id, 2)) if p else 0 for o, p in zip(outputs, placed, strict=True)]
     context._outputs = ids
-    extra = [t._id for t in tensors]
+    extra = [t._id for t in operands]
     if placed == [True]:
         rt.record_on(_S, function_op.code, ids[0], 0, 0, 0, rt.attributes(len(extra), *extra))
         attach(ids[0]).context = context
@@ -397,12 +406,28 @@ def _record(context: FunctionCtx, tensors: Sequence[Tensor], outputs: Sequence[A
             if k:
                 rt.record_on(_S, output_op.code, k, bundle._id, 0, 0, rt.attributes(0, number))
                 attach(k).context = context
-                if not carries[number]:
-                    rt.set_flag(_S, k, structs.REQUIRES_GRAD, 0)
+    if setup is not None:
+        outputs = [handle(k) if k and not _is_among(o, tensors) else o for o, k in zip(outputs, ids, strict=True)]
+        with set_grad_enabled(False):
+            setup(outputs)
+        _check_dirty(context, tensors, outputs, records)
+    for output, k in zip(outputs, ids, strict=True):
+        if k and not _carries(context, output):
+            rt.set_flag(_S, k, structs.REQUIRES_GRAD, 0)
     made = [_result(o, k, tensors, context) for o, k in zip(outputs, ids, strict=True)]
     context._keep(tensors, outputs, made)
     context._dirty = context._constant = ()
     return made
+
+
+def _carries(context: FunctionCtx, output: Any) -> bool:
+    # whether gradients flow through a result
+    floating = isinstance(output, Tensor) and output.dtype.is_floating_point
+    return floating and not _is_among(output, context._constant)
+
+
+def _is_among(value: Any, tensors: Sequence[Tensor]) -> bool:
+    return any(value is t for t in tensors)
 
 
 def _result(output: Any, k: int, tensors: Sequence[Tensor], context: FunctionCtx) -> Any:
@@ -435,14 +460,18 @@ def once_differentiable(backward: Callable) -> Callable:
     def wrapped(ctx: Any, *grads: Any) -> Any:
         with set_grad_enabled(False):
             result = backward(ctx, *grads)
-        needs = is_grad_enabled() and (
-            any(isinstance(g, Tensor) and g.requires_grad for g in grads) or ctx._saves_graph
-        )
+        if not is_grad_enabled():
+            return result
+        # one sample does not say whether gradients flow to the others: what they may come from goes along
+        links = [t for t in (*grads, *ctx.saved_tensors) if isinstance(t, Tensor)] if is_sampling() else []
+        needs = links or any(isinstance(g, Tensor) and g.requires_grad for g in grads) or ctx._saves_graph
         if not needs:
             return result
         results = result if isinstance(result, tuple) else (result,)
         guarded = [
-            _Refused.apply(r.detach().requires_grad_()) if isinstance(r, Tensor) and r.dtype.is_floating_point else r
+            _Refused.apply(r.detach() if links else r.detach().requires_grad_(), *links)
+            if isinstance(r, Tensor) and r.dtype.is_floating_point
+            else r
             for r in results
         ]
         return tuple(guarded) if isinstance(result, tuple) else guarded[0]
@@ -451,9 +480,15 @@ def once_differentiable(backward: Callable) -> Callable:
 
 
 class _Refused(Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor, *links: Tensor) -> Tensor:
         return x.clone()  # type: ignore[attr-defined]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        """Backward needs nothing."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

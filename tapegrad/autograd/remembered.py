@@ -17,6 +17,7 @@ import numpy as np
 
 from tapegrad.autograd import tracing
 from tapegrad.autograd.rows import Row, RowOp, handle, operands
+from tapegrad.autograd.sampling import watching_reads
 from tapegrad.engine import structs
 from tapegrad.engine.remembered import DESCRIPTION_WORDS, STEP_KERNEL, STEP_POINTWISE, STEP_VIEW
 from tapegrad.engine.runtime import rt
@@ -127,7 +128,7 @@ def _captured(graph: Graph, compute: Callable[[], dict[int, Tensor]]) -> Any:
     for k in marked:
         rt.set_flag(_S, k, structs.TRACED, 1)
     try:
-        with tracing.transforming(), tracing.watching_reads() as reads:
+        with tracing.transforming(), watching_reads() as reads:
             results = compute()
             if reads:
                 return _REFUSED

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tapegrad import random
 from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
-from tapegrad.ops import _reading
 from tapegrad.ops._view import as_strided_op
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
@@ -56,82 +54,6 @@ def recording() -> Iterator[None]:
 def depth() -> int:
     """How many transformations this thread is in."""
     return getattr(_local, "depth", 0)
-
-
-@contextlib.contextmanager
-def sampling(batch: Any, randomness: str) -> Iterator[None]:
-    """This thread runs a function on the first sample of a batch: values must not steer it."""
-    before = getattr(_local, "samples", ())
-    _local.samples = (*before, (batch, randomness))
-    with _lock:
-        _reading.sampling += 1
-    try:
-        yield
-    finally:
-        _local.samples = before
-        with _lock:
-            _reading.sampling -= 1
-
-
-def samples_carry_gradients() -> bool:
-    """Whether the sample this thread runs a function on stands for tensors that require grad."""
-    return any(t.requires_grad for batch, _ in getattr(_local, "samples", ()) for t in batch.values.values())
-
-
-@contextlib.contextmanager
-def watching_reads() -> Iterator[list[Tensor]]:
-    """The traced tensors that this thread turns into numbers meanwhile, as a list that grows."""
-    before = getattr(_local, "reads", None)
-    _local.reads = found = []
-    try:
-        yield found
-    finally:
-        _local.reads = before
-
-
-def refuse_reading(t: Tensor) -> None:
-    """Refuse to turn a tensor into numbers while its samples are not told apart.
-
-    Raises:
-        RuntimeError: if this thread is inside `vmap`.
-    """
-    reads = getattr(_local, "reads", None)
-    if reads is not None:
-        reads.append(t)
-        return
-    if getattr(_local, "samples", ()) and is_traced(t):
-        raise RuntimeError(
-            f"vmap: the values of a tensor of shape {list(t.shape)} that differs between samples were asked for (by .item(), an `if`, "
-            "float(), indexing with it, NumPy ...). Inside vmap a function runs once for all samples, so values cannot steer it: use "
-            "tapegrad.where or masks, or loop over the samples."
-        )
-
-
-def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor | None:
-    """Random numbers inside `vmap`, as its `randomness` asks; None outside of it, and where all samples get the same.
-
-    Args:
-        draw: makes a tensor of random numbers of a shape.
-        shape: of one sample's numbers.
-
-    Raises:
-        RuntimeError: where randomness is an error.
-    """
-    if not getattr(_local, "samples", ()):
-        return None
-    batch, randomness = _local.samples[-1]
-    if randomness == "error":
-        raise RuntimeError(
-            "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' randomness flags "
-            "on vmap or perform the randomness operation out of vmap"
-        )
-    if randomness == "same":
-        return None
-    whole = draw((batch.size, *shape))
-    sample = mark(bare(whole[0].clone()))
-    batch.values[sample._id] = whole
-    batch.keep.append(sample)
-    return sample
 
 
 def is_traced(t: Tensor) -> bool:
@@ -202,6 +124,3 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
     for position in positions:
         if row.stale >> position & 1:
             raise RuntimeError(modified(row.index, position))
-
-
-random.draw_samples = random_samples

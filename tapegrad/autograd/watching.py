@@ -68,6 +68,16 @@ def watching(watcher: Callable[[int, int], None]) -> Iterator[None]:
         _count(-1)
 
 
+@contextlib.contextmanager
+def seeing_writes() -> Iterator[None]:
+    """Within the block, compiled code leaves recorded in-place operations to Python, in all threads."""
+    _count(1)
+    try:
+        yield
+    finally:
+        _count(-1)
+
+
 def _count(change: int) -> None:
     global _watching
     with _lock:

@@ -126,6 +126,8 @@ def adopt_storage(S, base, nbytes, owner, root):
     storage.version = 0
     storage.graph_version = 0
     storage.root = root
+    storage.number = s.storages_made
+    s.storages_made += 1
     return k
 
 

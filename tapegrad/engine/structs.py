@@ -98,6 +98,7 @@ STORAGE = np.dtype(
         ("version", "i4"),
         ("graph_version", "i4"),  # counts recorded in-place writes
         ("root", "i4"),  # storage whose memory this aliases, 0 if its own
+        ("number", "i8"),  # how many were made before it
     ],
     align=True,
 )
@@ -144,6 +145,7 @@ STATE = np.dtype(
         ("storage_count", "i8"),
         ("free_storage", "i8"),
         ("live_storages", "i8"),
+        ("storages_made", "i8"),
         ("rows", "i8"),
         ("row_capacity", "i8"),
         ("row_count", "i8"),

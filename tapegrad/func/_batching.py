@@ -16,6 +16,7 @@ from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.function import FunctionCtx, function_op, output_op
 from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import Row, RowOp, dtype_of, handle, operands, shape_of
+from tapegrad.autograd.sampling import check_detached, check_hooks
 from tapegrad.autograd.tangents import by_transposing
 from tapegrad.autograd.tracing import bare, check_kept, rows_between
 from tapegrad.engine import structs
@@ -40,11 +41,12 @@ class Batch:
 
     Attributes:
         size: number of samples.
+        randomness: see `vmap`.
         values: tensors with the samples along their first dimension.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, randomness: str) -> None:
+        self.size, self.randomness = size, randomness
         self.values: dict[int, Tensor] = {}
         self.keep: list[Tensor] = []  # samples made inside the function, whose ids must last
 
@@ -55,9 +57,12 @@ class Batch:
                 continue
             if row.flags & structs.NO_GRAD_ROW:
                 with set_grad_enabled(False):
-                    self.values[row.out] = self._batched(row)
+                    value = self._batched(row)
             else:
-                self.values[row.out] = self._batched(row)
+                value = self._batched(row)
+            if row.attached:
+                check_hooks(row, value)
+            self.values[row.out] = value
 
     def reach(self, ends: Sequence[int]) -> None:
         """Run what leads to some buffers, for all samples."""
@@ -85,6 +90,7 @@ class Batch:
         if row.stale and op.kind != structs.VIEW and op is not copy_slices:
             check_kept(row, [p for p, k in enumerate(row.inputs) if k and k not in self.values])
         if op is detach_op:
+            check_detached(row.inputs[0], row.out)
             return self.values[row.inputs[0]].detach()
         if op.kind == structs.VIEW:
             return self._view(row)
@@ -159,7 +165,7 @@ class Batch:
         alpha, beta = (float_of_bits(w) for w in row.words[3:5])
         product = batched_product(*a, *b, op.transposed)
         first, batched = x
-        missing = product.ndim - first.ndim
+        missing = len(shape_of(row.out)) + 1 - first.ndim
         if batched and missing:
             first = first.reshape((self.size, *[1] * missing, *first.shape[1:]))  # type: ignore[attr-defined]
         return (first if beta == 1 else first * beta) + (product if alpha == 1 else product * alpha)  # type: ignore[operator]

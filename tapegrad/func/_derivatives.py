@@ -12,6 +12,7 @@ from tapegrad import _tree
 from tapegrad.autograd.backward import grad as gradients
 from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import Row, handle
+from tapegrad.autograd.sampling import samples_carry_gradients
 from tapegrad.autograd.tangents import push_forward
 from tapegrad.autograd.tracing import (
     alias,
@@ -20,7 +21,6 @@ from tapegrad.autograd.tracing import (
     mark,
     recording,
     rows_between,
-    samples_carry_gradients,
     transforming,
     unmark,
 )

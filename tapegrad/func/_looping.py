@@ -7,9 +7,8 @@ from typing import Any
 
 from tapegrad import _tree
 from tapegrad.autograd.attached import attach, attachment
-from tapegrad.autograd.backward import grad
-from tapegrad.autograd.function import untraced
 from tapegrad.autograd.rows import Row, RowOp, handle
+from tapegrad.autograd.sampling import is_sampling, one_sample
 from tapegrad.autograd.tracing import bare
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -35,7 +34,8 @@ class _Loop:
         for place, t in zip(self.places, tensors, strict=True):
             leaves[place] = t
         args, named = _tree.unflatten(leaves, self.structure)
-        return _tree.flatten(self.function(*args, **named))[0]
+        # which another map may be around
+        return _tree.flatten(call_once_a_sample(self.function, args, named))[0]
 
     def _output_number(self, k: int) -> int:
         return 0
@@ -52,17 +52,14 @@ class _LoopOp(RowOp):
 
     def parts(self, row: Row, arrived: Sequence[Tensor | None], need: int) -> list[Tensor | None]:
         """The gradients of the call, themselves once a sample."""
+        from tapegrad.func._derivatives import vjp
+
         g = arrived[0]
         call, number = _call_of(row)
         wanted = [p for p, k in enumerate(row.extra) if handle(k).requires_grad]
 
-        def pull_back(start: Tensor, *tensors: Tensor) -> list[Tensor | None]:
-            with set_grad_enabled(True):
-                twins = [untraced(t.detach()).requires_grad_() if p in wanted else t for p, t in enumerate(tensors)]
-                result = call(twins)[number]
-            chosen = [twins[p] for p in wanted]
-            parts = grad(result, chosen, start, allow_unused=True, materialize_grads=True)
-            return [t for t in parts if t is not None]
+        def pull_back(start: Tensor, *tensors: Tensor) -> list[Tensor]:
+            return list(vjp(_by_some(call, number, tensors, wanted), *(tensors[p] for p in wanted))[1](start))
 
         found = iter(call_once_a_sample(pull_back, (g, *(handle(k) for k in row.extra)), {}))
         return [None, None, None, *(next(found) if p in wanted else None for p in range(len(row.extra)))]
@@ -77,13 +74,7 @@ class _LoopOp(RowOp):
         def push(*both: Tensor) -> list[Tensor]:
             tensors, tangents = both[: len(row.extra)], both[len(row.extra) :]
 
-            def of_moving(*moved: Tensor) -> Tensor:
-                values = list(tensors)
-                for p, t in zip(moving, moved, strict=True):
-                    values[p] = t
-                return call(values)[number]
-
-            return [jvp(of_moving, tuple(tensors[p] for p in moving), tuple(tangents))[1]]
+            return [jvp(_by_some(call, number, tensors, moving), tuple(tensors[p] for p in moving), tangents)[1]]
 
         values = [handle(k) for k in row.extra]
         return call_once_a_sample(push, (*values, *(t for t in given[3:] if t is not None)), {})[0]
@@ -99,6 +90,17 @@ def _call_of(row: Row) -> tuple[_Loop, int]:
     return attached.context, row.words[0]
 
 
+def _by_some(call: _Loop, number: int, tensors: Sequence[Tensor], places: Sequence[int]) -> Callable:
+    # one result as a function of some of the tensors among the arguments
+    def function(*some: Tensor) -> Tensor:
+        values = list(tensors)
+        for p, t in zip(places, some, strict=True):
+            values[p] = t
+        return call(values)[number]
+
+    return function
+
+
 def call_once_a_sample(function: Callable, args: tuple, named: dict) -> Any:
     """Call a function on the first sample, and record the call to be made for each.
 
@@ -107,12 +109,12 @@ def call_once_a_sample(function: Callable, args: tuple, named: dict) -> Any:
         args: its arguments, with tensors anywhere in their tree.
         named: its keyword arguments.
     """
-    if not _reading.sampling or not _reading.holds_traced(_tree.flatten((args, named))[0]):
+    if not is_sampling() or not _reading.holds_traced(_tree.flatten((args, named))[0]):
         return function(*args, **named)
     leaves, structure = _tree.flatten((args, named))
     call = _Loop(function, leaves, structure)
     tensors = [leaves[p] for p in call.places]
-    with set_grad_enabled(False):
+    with set_grad_enabled(False), one_sample():
         result = function(*_first(args), **dict(zip(named, _first(tuple(named.values())), strict=True)))
     outputs, out_structure = _tree.flatten(result)
     ids = [t._id for t in tensors]

@@ -10,7 +10,8 @@ import numpy as np
 
 from tapegrad import _tree
 from tapegrad.autograd.rows import handle
-from tapegrad.autograd.tracing import bare, mark, rows_between, sampling, transforming, unmark
+from tapegrad.autograd.sampling import sampling
+from tapegrad.autograd.tracing import bare, mark, rows_between, transforming, unmark
 from tapegrad.creation import as_tensor
 from tapegrad.func._batching import Batch
 from tapegrad.grad_mode import set_grad_enabled
@@ -207,21 +208,21 @@ def trace_sample(
     """
     if size == 0:
         raise ValueError("vmap: got a mapped dimension of size 0; there is no sample to run the function on")
-    batch = Batch(size)
+    batch = Batch(size, randomness)
     arguments: list[Any] = []
     samples = []
-    for value, dim in zip(values, dims, strict=True):
-        if dim is None or value is None:
-            arguments.append(value)
-            continue
-        moved = value.movedim(dim, 0) if dim else value
-        with set_grad_enabled(False):
-            sample = mark(bare(bare(moved)[0].clone()))
-        batch.values[sample._id] = moved
-        arguments.append(sample)
-        samples.append((sample, handle(sample._id), moved))
     with transforming():
-        with sampling(batch, randomness):
+        with sampling(batch):
+            for value, dim in zip(values, dims, strict=True):
+                if dim is None or value is None:
+                    arguments.append(value)
+                    continue
+                moved = value.movedim(dim, 0) if dim else value
+                with set_grad_enabled(False):
+                    sample = mark(bare(bare(moved)[0].clone()))
+                batch.values[sample._id] = moved
+                arguments.append(sample)
+                samples.append((sample, handle(sample._id), moved))
             outputs = list(function(*arguments))
         for out in outputs:
             if isinstance(out, Tensor):

@@ -9,6 +9,7 @@ from tapegrad.ops import activation
 from tapegrad.ops import loss as _loss
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import check_input
+from tapegrad.ops._reading import reads_values
 from tapegrad.tensor import Tensor
 
 # what they share
@@ -145,6 +146,7 @@ def huber_loss(
     return _of_pairs(_loss.huber, input, target, weight, reduction, delta)
 
 
+@reads_values
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,

@@ -22,6 +22,7 @@ from tapegrad.ops import activation, linalg, selecting
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops import softmax as _softmax_ops
 from tapegrad.ops._fold import check_input
+from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rule import cast, constant
 from tapegrad.ops.norms import vector_norm
 from tapegrad.ops.padding import constant_pad
@@ -227,6 +228,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 # shapes and look-ups
 
 
+@reads_values
 def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     """Integers as rows of zeros with a one at their place.
 

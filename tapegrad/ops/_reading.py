@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapegrad.engine.runtime import rt
@@ -12,6 +12,8 @@ from tapegrad.tensor import Tensor
 
 # set by tapegrad.func: calls a function once a sample
 once_a_sample: Callable[[Callable, tuple, dict], Any] | None = None
+# set by tapegrad.autograd: refuses a write that could not be right for all samples, given the target and what is written
+check_write: Callable[[Tensor, Sequence[Any]], None] | None = None
 # how many threads run a function on the first sample of a batch
 sampling = 0
 

@@ -9,7 +9,7 @@ from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED
-from tapegrad.ops import pointwise
+from tapegrad.ops import _reading, pointwise
 from tapegrad.ops._place import show_elements
 from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
 from tapegrad.ops._view import check_view_may_be_written, rebuild
@@ -119,6 +119,8 @@ def assign(
         fresh: `value` is a new contiguous tensor that nobody else holds, so it need not be copied.
     """
     records = _records(target, [*operands, value])
+    if records and _reading.sampling and _reading.check_write is not None:
+        _reading.check_write(target, [*operands, value])
     if target._base_tensor() is not None and records:
         check_view_may_be_written(target)
     elif records:

@@ -1,0 +1,220 @@
+"""What a function may do while `vmap` runs it on the first sample of a batch, and what it may not, since that stands for all."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tapegrad import random
+from tapegrad.autograd.attached import attachment
+from tapegrad.autograd.rows import Row, operands, shape_of
+from tapegrad.autograd.tracing import bare, is_traced, mark, rows_between
+from tapegrad.autograd.watching import seeing_writes
+from tapegrad.engine import structs
+from tapegrad.engine.runtime import rt
+from tapegrad.engine.tape import LOOK_OP, LOOK_STORAGE
+from tapegrad.ops import _reading
+from tapegrad.tensor import Tensor
+
+_S = rt.S
+_lock = threading.Lock()
+_local = threading.local()
+
+
+class _Sample:
+    """A run of a function on the first sample of a batch.
+
+    Args:
+        batch: has the ids of the sample's buffers in `values`, a `size`, and a `randomness`.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+        self._began = int(rt.state["storages_made"])
+
+    def made_outside(self, t: Tensor) -> bool:
+        """Whether a tensor lies in memory that was there before, or that is not the library's own."""
+        k = rt.look(_S, t._id, LOOK_STORAGE)
+        while k:
+            storage = rt.storage(k)
+            if storage["number"] < self._began or storage["owner"]:
+                return True
+            k = int(storage["root"])
+        return False
+
+    def differs(self, tensors: Sequence[Any]) -> bool:
+        """Whether the values of some tensors differ between samples."""
+        ids = [t._id for t in tensors if isinstance(t, Tensor) and is_traced(t)]
+        known = self.batch.values
+        return any(k in known for k in ids) or any(
+            k in known for row in rows_between(ids, known) for k in operands(row)
+        )
+
+
+@contextlib.contextmanager
+def sampling(batch: Any) -> Iterator[None]:
+    """This thread runs a function on the first sample of a batch: its values must neither steer it nor leave it."""
+    before = _samples()
+    sample = _Sample(batch)
+    _local.samples = (*before, sample)
+    with _lock:
+        _reading.sampling += 1
+    try:
+        with seeing_writes():
+            yield
+    finally:
+        _local.samples = before
+        with _lock:
+            _reading.sampling -= 1
+
+
+def _samples() -> tuple[_Sample, ...]:
+    return getattr(_local, "samples", ())
+
+
+@contextlib.contextmanager
+def one_sample() -> Iterator[None]:
+    """What this thread runs belongs to one sample, whose values it may read."""
+    before = _samples()
+    _local.samples = ()
+    try:
+        yield
+    finally:
+        _local.samples = before
+
+
+def is_sampling() -> bool:
+    """Whether this thread runs a function on the first sample of a batch."""
+    return bool(_samples())
+
+
+def samples_carry_gradients() -> bool:
+    """Whether the sample this thread runs a function on stands for tensors that require grad."""
+    return any(t.requires_grad for sample in _samples() for t in sample.batch.values.values())
+
+
+@contextlib.contextmanager
+def watching_reads() -> Iterator[list[Tensor]]:
+    """The traced tensors that this thread turns into numbers meanwhile, as a list that grows."""
+    before = getattr(_local, "reads", None)
+    _local.reads = found = []
+    try:
+        yield found
+    finally:
+        _local.reads = before
+
+
+def refuse_reading(t: Tensor) -> None:
+    """Refuse to turn a tensor into numbers while its samples are not told apart.
+
+    Raises:
+        RuntimeError: if this thread is inside `vmap`.
+    """
+    reads = getattr(_local, "reads", None)
+    if reads is not None:
+        reads.append(t)
+    elif is_sampling() and is_traced(t):
+        raise RuntimeError(
+            f"vmap: the values of a tensor of shape {list(t.shape)} that differs between samples were asked for (by .item(), an `if`, "
+            "float(), indexing with it, NumPy ...). Inside vmap a function runs once for all samples, so values cannot steer it: use "
+            "tapegrad.where or masks, or loop over the samples."
+        )
+
+
+def refuse_data(t: Tensor, message: str) -> None:
+    """Refuse what reaches past the trace to a tensor's memory.
+
+    Raises:
+        RuntimeError: if this thread is inside `vmap`.
+    """
+    if is_sampling() and is_traced(t):
+        raise RuntimeError(message)
+
+
+def check_write(target: Tensor, sources: Sequence[Any]) -> None:
+    """Refuse a write to memory that holds one sample's values only, or that a trace sees under two names.
+
+    Args:
+        target: the tensor to be written to.
+        sources: tensors that its new values come from, and anything else.
+
+    Raises:
+        RuntimeError: if this thread is inside `vmap` and what it would compute could not be right.
+    """
+    base = target._base_tensor()
+    whole = target if base is None else base
+    for sample in _samples():
+        if sample.differs(sources) and sample.made_outside(target):
+            raise RuntimeError(
+                f"vmap: an in-place operation would write values that differ between samples to a tensor of shape {list(whole.shape)} "
+                "that was made outside of the mapped function, which has no place for each sample's. Make the tensor to write to inside "
+                "of the function, for example by clone() or tapegrad.zeros_like(), or return the values."
+            )
+    if is_sampling() and rt.look(_S, whole._id, LOOK_OP) == structs.DETACHED:
+        raise RuntimeError(_SHARED.format(shape=list(whole.shape)))
+
+
+_SHARED = (
+    "vmap: a tensor of shape {shape} was to be written to in place while it shares memory with another by detach(), which inside of "
+    "the mapped function would not change. clone() one of them before."
+)
+
+
+def check_detached(source: int, twin: int) -> None:
+    """Refuse a detached twin, given by its buffer and that of its source, either of which was written to since.
+
+    Raises:
+        RuntimeError: as above.
+    """
+    for k in (source, twin):
+        buffer = rt.buffer(k)
+        if int(rt.storage(int(buffer["storage"]))["graph_version"]) != int(buffer["stamp"]):
+            raise RuntimeError(_SHARED.format(shape=list(shape_of(twin))))
+
+
+def check_hooks(row: Row, value: Tensor) -> None:
+    """Refuse hooks on one sample's result where gradients flow through that of all, whose adjoint they would not see.
+
+    Raises:
+        RuntimeError: if there are any.
+    """
+    attached = attachment(row.out)
+    if value.requires_grad and attached is not None and (attached.hooks or attached.before or attached.after):
+        raise RuntimeError(
+            f"vmap: a hook was registered inside of the mapped function on a tensor of shape {list(shape_of(row.out))}, through which "
+            "gradients flow to tensors outside of it; the hook would not be called for them. Register it on the results of vmap, or on "
+            "its arguments."
+        )
+
+
+def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor | None:
+    """Random numbers inside `vmap`, as its `randomness` asks; None outside of it, and where all samples get the same.
+
+    Args:
+        draw: makes a tensor of random numbers of a shape.
+        shape: of one sample's numbers.
+
+    Raises:
+        RuntimeError: where randomness is an error.
+    """
+    if not is_sampling():
+        return None
+    batch = _samples()[-1].batch
+    if batch.randomness == "error":
+        raise RuntimeError(
+            "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' randomness flags "
+            "on vmap or perform the randomness operation out of vmap"
+        )
+    if batch.randomness == "same":
+        return None
+    whole = draw((batch.size, *shape))
+    first = mark(bare(whole[0].clone()))
+    batch.values[first._id] = whole
+    batch.keep.append(first)
+    return first
+
+
+random.draw_samples = random_samples
+_reading.check_write = check_write
