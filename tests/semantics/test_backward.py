@@ -380,3 +380,9 @@ def test_assigning_a_bad_grad_is_refused(value, kind, message):
     same(x.grad, [1.0, 1.0])
     x.sum().backward()
     same(x.grad, [2.0, 2.0])
+
+
+def test_an_empty_tensor_is_written_in_place():
+    x = tg.zeros(3, 0)
+    x.add_(tg.ones(3, 0))
+    assert x.shape == (3, 0)
