@@ -145,3 +145,17 @@ def run_after(attached: Attachment, parts: Adjoints, arrived: Adjoints) -> Adjoi
         if result is not None:
             parts = _checked_all(hook, parts, result)
     return parts
+
+
+def run_accumulated(attached: Attachment, t: Tensor) -> None:
+    """Tell the hooks of a leaf that its gradient was added to.
+
+    Raises:
+        TypeError, RuntimeError: if one returned something.
+    """
+    for hook in list(attached.accumulated.values()):
+        result = hook(t)
+        if isinstance(result, Tensor):
+            raise RuntimeError("Tensor post accumulate grad hooks should return None.")
+        if result is not None:
+            raise TypeError(f"expected Variable, but hook returned '{type(result).__name__}'")

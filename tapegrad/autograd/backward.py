@@ -14,7 +14,7 @@ from tapegrad import errors
 from tapegrad.autograd.accumulate import add_to_grad, add_to_leaf
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_hooks
-from tapegrad.autograd.recorded import after_hooks, free_attached, hooked_parts, sweep_over_tensors
+from tapegrad.autograd.recorded import after_hooks, free_attached, hooked_parts, starts_here, sweep_over_tensors
 from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row, saved_values
 from tapegrad.autograd.under_way import sweep_under_way
 from tapegrad.engine import structs
@@ -356,11 +356,10 @@ def _marked(roots: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> Iterato
 
 
 def _native(roots: Sequence[Tensor], starts: Sequence[Tensor], wanted: Sequence[Tensor] | None) -> list[Tensor | None]:
-    ids = {t._id for t in wanted or ()}
     try:
         for t, g in zip(roots, starts, strict=True):
-            if wanted is not None and t._id not in ids and rt.look(_S, t._id, LOOK_NODE) < 0:
-                continue  # a leaf that nobody asks about
+            if not starts_here(t, len(roots), wanted is None or bool(rt.buffer(t._id)["mark"])):
+                continue
             if len(roots) > 1:
                 rt.load_moves(t.dtype.code)
             block = g.detach().contiguous()
@@ -458,7 +457,7 @@ def _reverse_in_python(index: int) -> None:
     with set_grad_enabled(False):
         parts = hooked_parts(row, g, rt.wanted_inputs(_S, index), False)
         for target, part in zip(operands(row), parts, strict=False):
-            if part is not None:
+            if part is not None and (not rt.state.selective or rt.buffer(target)["mark"]):
                 _accumulate(target, part)
     rt.finish_row(_S, index)
     if not rt.state.retain:

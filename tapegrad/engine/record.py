@@ -41,6 +41,7 @@ from tapegrad.engine.structs import (
     STALE_VIEW,
     TRACED,
     TRACKED_VIEW,
+    UNFOLLOWED,
     UNSUPPORTED_DTYPE,
     VIEW_HANDLED,
     VIEW_WRITTEN,
@@ -220,7 +221,7 @@ def record(S, op, a, b, c):
             return LEAF_WRITTEN
         if A.flags & INFERENCE and not mode & INFERENCE_MODE:
             return INFERENCE_WRITTEN
-        if mode == 0 and A.flags & NO_GRAD_VIEW:
+        if mode == 0 and (A.flags & NO_GRAD_VIEW or (need and A.flags & UNFOLLOWED)):
             return NO_GRAD_VIEW_WRITTEN
         if (need or traced) and A.flags & IS_VIEW and not options & VIEW_HANDLED:
             return VIEW_WRITTEN
@@ -341,10 +342,11 @@ def record_view(S, op, a, layout, offset, where, where_offset):
     out = new_buffer(S, storage, A.data + offset * itemsize(A.dtype), layout, A.dtype)
     A = buffer_of(S, a)
     O = buffer_of(S, out)
-    O.flags = A.flags & INFERENCE
+    O.flags = A.flags & (INFERENCE | UNFOLLOWED)
     if mode and A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
         O.flags |= NO_GRAD_VIEW
     if mode and not traced:
+        O.flags |= UNFOLLOWED
         return out
     O.flags |= IS_VIEW
     O.stamp = shared.graph_version

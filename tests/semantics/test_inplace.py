@@ -184,6 +184,19 @@ def test_writing_to_the_view_made_under_no_grad_is_refused():
         v.add_(1)
 
 
+def test_a_gradient_cannot_be_written_to_a_view_of_a_constant_made_under_no_grad():
+    x, c = leaf([1.0, 2.0]), const([3.0, 4.0])
+    with tg.no_grad():
+        v = c[:]
+    v.mul_(2)
+    for write in (lambda: v.sub_(x), lambda: v.__setitem__(0, x[0]), lambda: v[:1].copy_(x[:1]), lambda: v.pow_(x)):
+        with pytest.raises(RuntimeError, match="A view was created in no_grad mode"):
+            write()
+    with tg.no_grad():
+        v.sub_(x)
+    same(c, [5.0, 6.0])
+
+
 def test_assigning_data_replaces_the_values():
     x = leaf([1.0, 2.0])
     x.data = const([5.0, 6.0, 7.0])
