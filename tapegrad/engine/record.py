@@ -229,7 +229,11 @@ def record(S, op, a, b, c):
             return SELF_OVERLAP
         if (b and _overlaps_partly(S, a, b)) or (c and _overlaps_partly(S, a, c)):
             return PARTIAL_OVERLAP
-        if saved & 1 or ((need or traced) and s.watched):
+        # by now an operand that begins where the result does is the same elements under another name
+        again = (b and saved & 2 and buffer_of(S, b).data == A.data) or (
+            c and saved & 4 and buffer_of(S, c).data == A.data
+        )
+        if saved & 1 or again or ((need or traced) and s.watched):
             return NEEDS_OLD_VALUE
         if traced and (not A.flags & TRACED or i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
             return NEEDS_OLD_VALUE
