@@ -121,8 +121,9 @@ class Tensor:
         __lt__ = __le__ = __gt__ = __ge__ = __binary
         __eq__ = __ne__ = __binary  # type: ignore[assignment]
 
-    __slots__ = ("__weakref__", "_grad", "_id", "_root", "_where")
+    __slots__ = ("__weakref__", "_attached", "_grad", "_id", "_root", "_where")
 
+    _attached: Any  # what hooks were registered in last
     _id: int  # its buffer on the tape
     _grad: Any  # what `grad` gave last, a tensor or None
     _root: Tensor | None  # of a view, its base
@@ -283,16 +284,6 @@ class Tensor:
     def is_inference(self) -> bool:
         """Whether the tensor was made in inference mode."""
         return bool(self._flags() & INFERENCE)
-
-    @property
-    def grad_fn(self) -> Any:
-        """The node of the graph that computes this tensor, None for a leaf."""
-        self._flags()
-        if rt.look(_S, self._id, LOOK_NODE) < 0:
-            return None
-        from tapegrad.autograd.graph import node_of
-
-        return node_of(self._id)
 
     @property
     def grad(self) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tapegrad import errors
-from tapegrad.autograd.attached import attachment, run_after, run_before
+from tapegrad.autograd.attached import attachment, run_accumulated, run_after, run_before
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_GRAD
 from tapegrad.grad_mode import is_grad_enabled
@@ -37,8 +37,7 @@ def add_to_leaf(t: Tensor, g: Tensor) -> None:
     arrived = run_before(attached, (g,))
     if arrived[0] is not None:
         _add_where_wanted(t, arrived[0])
-        for hook in list(attached.accumulated.values()):
-            hook(t)
+        run_accumulated(attached, t)
     run_after(attached, (), arrived)
 
 

@@ -1,12 +1,16 @@
 """What Python attaches to a value on the tape: hooks, saved values packed by the user, a function's context, where it was recorded.
 
-The buffer keeps the attachment and lets go of it when it dies, so it lives exactly as long as its place in the graph.
+The buffer keeps the attachment and lets go of it when it dies, so it lives exactly as long as its place in the graph. Hooks may refer to
+the tensor they are on. So that such a circle is collected, whoever hooks were registered through keeps the attachment too, and a buffer
+that is known to nobody else lets go of it while Python's collector looks for circles.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +20,7 @@ from tapegrad.tensor import Tensor
 
 _S = rt.S
 _numbers = itertools.count()
+_NOTHING = id(None)  # what a buffer keeps in place of an attachment it has let go of
 
 # adjoints of a node's results, or of its operands; None where there is none
 Adjoints = Sequence[Tensor | None]
@@ -33,11 +38,27 @@ class Attachment:
         recorded_at: the call stack that recorded the row, under anomaly detection.
         packed: by position, what a pack hook made of a saved value and the hook that unpacks it.
         context: of the user's function that made the value.
+        buffer: id of the buffer it is attached to.
+        holders: the tensors and nodes that hooks were registered through.
     """
 
-    __slots__ = ("accumulated", "after", "before", "context", "hooks", "metadata", "packed", "recorded_at")
+    __slots__ = (
+        "__weakref__",
+        "accumulated",
+        "after",
+        "before",
+        "buffer",
+        "context",
+        "holders",
+        "hooks",
+        "metadata",
+        "packed",
+        "recorded_at",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, buffer: int) -> None:
+        self.buffer = buffer
+        self.holders: list[weakref.ref[Any]] = []
         self.hooks: dict[int, Callable] = {}
         self.before: dict[int, Callable] = {}
         self.after: dict[int, Callable] = {}
@@ -51,20 +72,66 @@ class Attachment:
 def attachment(k: int) -> Attachment | None:
     """What is attached to a buffer."""
     address = rt.look(_S, k, LOOK_ATTACHED)
-    return ctypes.cast(address, ctypes.py_object).value if address else None
+    if not address:
+        return None
+    return _lent[k]() if address == _NOTHING else ctypes.cast(address, ctypes.py_object).value
 
 
 def attach(k: int) -> Attachment:
     """What is attached to a buffer, made if there is nothing yet."""
     made = attachment(k)
     if made is None:
-        made = Attachment()
+        made = Attachment(k)
         owner = ctypes.py_object(made)
         ctypes.pythonapi.Py_IncRef(owner)
         if not rt.attach(_S, k, id(made)):
             ctypes.pythonapi.Py_DecRef(owner)
             raise MemoryError("no memory for a hook")
     return made
+
+
+def attach_through(holder: Any, k: int) -> Attachment:
+    """What is attached to a buffer, also kept by the tensor or node through which the user gets at it."""
+    made = attach(k)
+    if not any(known() is holder for known in made.holders):
+        made.holders.append(weakref.ref(holder))
+        object.__setattr__(holder, "_attached", made)
+        _held.add(made)
+        if _collecting not in gc.callbacks:
+            gc.callbacks.append(_collecting)
+    return made
+
+
+# those with holders; and by buffer those that buffers have let go of for the time of a collection
+_held: weakref.WeakSet[Attachment] = weakref.WeakSet()
+_lent: dict[int, weakref.ref[Attachment]] = {}
+
+
+def _collecting(phase: str, facts: dict[str, int]) -> None:
+    if facts["generation"] < 2 or not (_held or _lent):
+        return
+    if phase == "start":
+        for attached in _held:
+            k = attached.buffer
+            if rt.look(_S, k, LOOK_ATTACHED) != id(attached):
+                continue
+            holders = [t for t in (known() for known in attached.holders) if t is not None and t._id == k]
+            if holders and len(holders) == int(rt.buffer(k)["refs"]):
+                _lent[k] = weakref.ref(attached)
+                _exchange(k, attached, None)
+        return
+    while _lent:
+        k, known = _lent.popitem()
+        survivor = known()
+        if survivor is not None and rt.look(_S, k, LOOK_ATTACHED) == _NOTHING:
+            _exchange(k, None, survivor)
+
+
+def _exchange(k: int, old: Attachment | None, new: Attachment | None) -> None:
+    # what a buffer keeps
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(new))
+    rt.storage(int(rt.buffer(k)["attached"]))["owner"] = id(new)
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(old))
 
 
 class RemovableHandle:
@@ -145,3 +212,17 @@ def run_after(attached: Attachment, parts: Adjoints, arrived: Adjoints) -> Adjoi
         if result is not None:
             parts = _checked_all(hook, parts, result)
     return parts
+
+
+def run_accumulated(attached: Attachment, t: Tensor) -> None:
+    """Tell the hooks of a leaf that its gradient was added to.
+
+    Raises:
+        TypeError, RuntimeError: if one returned something.
+    """
+    for hook in list(attached.accumulated.values()):
+        result = hook(t)
+        if isinstance(result, Tensor):
+            raise RuntimeError("Tensor post accumulate grad hooks should return None.")
+        if result is not None:
+            raise TypeError(f"expected Variable, but hook returned '{type(result).__name__}'")

@@ -503,7 +503,7 @@ def _reverse_in_python(index: int) -> None:
     with set_grad_enabled(False):
         parts = hooked_parts(row, g, rt.wanted_inputs(_S, index), False)
         for target, part in zip(operands(row), parts, strict=False):
-            if part is not None:
+            if part is not None and (not rt.state.selective or rt.buffer(target)["mark"]):
                 _accumulate(target, part)
     rt.finish_row(_S, index)
     if not rt.state.retain:

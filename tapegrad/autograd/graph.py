@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapegrad import errors
-from tapegrad.autograd.attached import RemovableHandle, attach, attachment
+from tapegrad.autograd.attached import Attachment, RemovableHandle, attach, attach_through, attachment
 from tapegrad.autograd.rows import (
     grad_name_of,
     handle,
@@ -42,8 +42,9 @@ class Node:
     A node of a user's `Function` has the attributes of its `ctx`. It keeps its place in the graph, but no elements.
     """
 
-    __slots__ = ("__weakref__", "_id")
+    __slots__ = ("__weakref__", "_attached", "_id", "_tensor")
     _id: int
+    _tensor: weakref.ref[Tensor] | None  # whose `grad_fn` this is
 
     def __new__(cls, k: int) -> Node:
         name = grad_name_of(k)
@@ -51,6 +52,7 @@ class Node:
             _classes[name] = type(name, (Node,), {"__slots__": (), "__module__": "tapegrad"})
         node = object.__new__(_classes[name])
         node._id = k
+        object.__setattr__(node, "_tensor", None)
         rt.retain_place(_S, k)
         return node
 
@@ -84,10 +86,17 @@ class Node:
         else:
             object.__setattr__(self, name, value)
 
+    def _attach(self) -> Attachment:
+        made = attach_through(self, self._id)
+        tensor = self._tensor() if self._tensor is not None else None
+        if tensor is not None and tensor._id == self._id:
+            attach_through(tensor, self._id)
+        return made
+
     @property
     def metadata(self) -> dict[Any, Any]:
         """A dictionary for notes on this node."""
-        return attach(self._id).metadata
+        return self._attach().metadata
 
     @property
     def next_functions(self) -> tuple[tuple[Node | None, int], ...]:
@@ -98,11 +107,11 @@ class Node:
 
     def register_hook(self, hook: Callable) -> RemovableHandle:
         """Call ``hook(grad_inputs, grad_outputs)``, tuples of tensors, after the node's derivative; it may return new `grad_inputs`."""
-        return RemovableHandle(attach(self._id).after, hook)
+        return RemovableHandle(self._attach().after, hook)
 
     def register_prehook(self, hook: Callable) -> RemovableHandle:
         """Call ``hook(grad_outputs)`` before the node's derivative; it may return new `grad_outputs`."""
-        return RemovableHandle(attach(self._id).before, hook)
+        return RemovableHandle(self._attach().before, hook)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} object at {hex(id(self))}>"
@@ -122,7 +131,9 @@ class AccumulateGrad(Node):
         node = object.__new__(cls)
         node._id = k
         rt.retain_place(_S, k)
-        object.__setattr__(node, "_variable", leaf(k))
+        variable = leaf(k)
+        object.__setattr__(node, "_variable", variable)
+        object.__setattr__(node, "_tensor", weakref.ref(variable))
         return node
 
     def name(self) -> str:
@@ -150,6 +161,18 @@ def node_of(k: int) -> Node:
     if node is None or (index < 0) != isinstance(node, AccumulateGrad):
         node = _nodes[k] = AccumulateGrad(k) if index < 0 else Node(k)
     return node
+
+
+def _grad_fn(self: Tensor) -> Node | None:
+    """The node of the graph that computes this tensor, None for a leaf."""
+    if self.is_leaf:
+        return None
+    node = node_of(self._id)
+    object.__setattr__(node, "_tensor", weakref.ref(self))
+    return node
+
+
+Tensor.grad_fn = property(_grad_fn)  # type: ignore[attr-defined]
 
 
 def _edge(k: int) -> tuple[Node, int]:
@@ -208,7 +231,7 @@ def register_hook(self: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Remo
     """
     if not self.requires_grad:
         raise RuntimeError(errors.HOOK_NO_GRAD)
-    return RemovableHandle(attach(self._id).hooks, hook)
+    return RemovableHandle(attach_through(self, self._id).hooks, hook)
 
 
 def register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
@@ -221,7 +244,7 @@ def register_post_accumulate_grad_hook(self: Tensor, hook: Callable[[Tensor], No
         raise RuntimeError(errors.HOOK_NO_GRAD)
     if not self.is_leaf:
         raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
-    return RemovableHandle(attach(self._id).accumulated, hook)
+    return RemovableHandle(attach_through(self, self._id).accumulated, hook)
 
 
 Tensor.register_hook = register_hook  # type: ignore[attr-defined]

@@ -37,14 +37,15 @@ class Adjoints:
 
     Args:
         wanted: ids of results whose adjoints are kept.
+        reach: ids of the buffers that may get one; None for all.
     """
 
-    def __init__(self, wanted: set[int]) -> None:
+    def __init__(self, wanted: set[int], reach: set[int] | None) -> None:
         self.of: dict[int, Tensor] = {}
         self._rows: list[int] = []
         self.leaves: list[int] = []
         self.kept: dict[int, Tensor] = {}
-        self._wanted = wanted
+        self._wanted, self._reach = wanted, reach
 
     def add(self, k: int, part: Tensor) -> None:
         """Add to the adjoint of a buffer."""
@@ -62,7 +63,7 @@ class Adjoints:
     def add_parts(self, row: Row, parts: Sequence[Tensor | None]) -> None:
         """Add what a row passes on to the adjoints of its operands."""
         for k, part in zip(operands(row), parts, strict=False):
-            if part is not None:
+            if part is not None and (self._reach is None or k in self._reach):
                 self.add(k, part)
 
     def gradients(self, wanted: Sequence[Tensor] | None) -> dict[int, Tensor]:
@@ -157,6 +158,14 @@ def _needed(row: Row, reach: set[int] | None) -> int:
     return need
 
 
+def starts_here(root: Tensor, count: int, leads_on: bool) -> bool:
+    """Whether a sweep from `count` roots starts at this one, which may lead to nothing that is wanted.
+
+    Hooks of a lone result run even then, and it retains its gradient.
+    """
+    return leads_on or (count == 1 and rt.look(_S, root._id, LOOK_NODE) >= 0)
+
+
 def sweep_over_tensors(
     roots: Sequence[Tensor], starts: Sequence[Tensor], retain: bool, wanted: Sequence[Tensor] | None
 ) -> Adjoints:
@@ -165,10 +174,10 @@ def sweep_over_tensors(
     Returns:
         The adjoints of leaves in `of`, and in `kept` those of results that are wanted or keep them.
     """
-    adjoints = Adjoints({t._id for t in wanted or ()})
     reach = None if wanted is None else paths(roots, wanted)
+    adjoints = Adjoints({t._id for t in wanted or ()}, reach)
     for root, start in zip(roots, starts, strict=True):
-        if reach is None or root._id in reach:
+        if starts_here(root, len(roots), reach is None or root._id in reach):
             adjoints.add(root._id, start)
     for row, g in adjoints.rows():
         need = _needed(row, reach)

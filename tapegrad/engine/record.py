@@ -41,6 +41,7 @@ from tapegrad.engine.structs import (
     STALE_VIEW,
     TRACED,
     TRACKED_VIEW,
+    UNFOLLOWED,
     UNSUPPORTED_DTYPE,
     VIEW_HANDLED,
     VIEW_WRITTEN,
@@ -221,7 +222,7 @@ def record(S, op, a, b, c):
             return LEAF_WRITTEN
         if A.flags & INFERENCE and not mode & INFERENCE_MODE:
             return INFERENCE_WRITTEN
-        if mode == 0 and A.flags & NO_GRAD_VIEW:
+        if mode == 0 and (A.flags & NO_GRAD_VIEW or (need and A.flags & UNFOLLOWED)):
             return NO_GRAD_VIEW_WRITTEN
         if (need or traced) and A.flags & IS_VIEW and not options & VIEW_HANDLED:
             return VIEW_WRITTEN
@@ -229,7 +230,11 @@ def record(S, op, a, b, c):
             return SELF_OVERLAP
         if (b and _overlaps_partly(S, a, b)) or (c and _overlaps_partly(S, a, c)):
             return PARTIAL_OVERLAP
-        if saved & 1 or ((need or traced) and s.watched):
+        # by now an operand that begins where the result does is the same elements under another name
+        again = (b and saved & 2 and buffer_of(S, b).data == A.data) or (
+            c and saved & 4 and buffer_of(S, c).data == A.data
+        )
+        if saved & 1 or again or ((need or traced) and s.watched):
             return NEEDS_OLD_VALUE
         if traced and (not A.flags & TRACED or i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
             return NEEDS_OLD_VALUE
@@ -342,10 +347,11 @@ def record_view(S, op, a, layout, offset, where, where_offset):
     out = new_buffer(S, storage, A.data + offset * itemsize(A.dtype), layout, A.dtype)
     A = buffer_of(S, a)
     O = buffer_of(S, out)
-    O.flags = A.flags & INFERENCE
+    O.flags = A.flags & (INFERENCE | UNFOLLOWED)
     if mode and A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
         O.flags |= NO_GRAD_VIEW
     if mode and not traced:
+        O.flags |= UNFOLLOWED
         return out
     O.flags |= IS_VIEW
     O.stamp = shared.graph_version

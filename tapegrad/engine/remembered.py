@@ -166,6 +166,7 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
     top = -1
     bottom = 0
     last_stop = 0
+    hooked = False
     i64(words)[0] = stops
     i64(words)[1] = ends
     i64(words)[2] = others
@@ -180,8 +181,10 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
         if k < stops:
             last_stop = i64(ids)[0]
         elif k < stops + ends:
-            buffer_of(S, q).mark |= _FOLLOW
-            top = max(top, buffer_of(S, q).producer)
+            b = buffer_of(S, q)
+            hooked = hooked or (not traced and (b.attached or b.flags & RETAIN_GRAD))
+            b.mark |= _FOLLOW
+            top = max(top, b.producer)
     if selective:
         bottom = s.row_count
         for k in range(stops):
@@ -215,7 +218,7 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
     for k in range(1, i64(ids)[0] + 1):
         i32(slots)[i64(ids)[k]] = 0
         buffer_of(S, i64(ids)[k]).mark &= ~_FOLLOW
-    return n
+    return -1 if hooked else n
 
 
 @internal_words

@@ -50,9 +50,9 @@ def sweep_wanted(S, block):
     for k in range(roots):
         q = w[REQUEST_WORDS + k]
         b = buffer_of(S, q)
-        leaf = b.producer < 0 or row_of(S, b.producer).need == 0
-        if wanted and leaf and not b.flags & CAPTURE:
-            continue  # a leaf that nobody asks about
+        lone = roots == 1 and b.producer >= 0 and row_of(S, b.producer).need != 0
+        if wanted and not b.mark & 1 and not lone:
+            continue  # it leads to nothing that is wanted; of a lone result hooks run even then
         if not seed(S, q, w[REQUEST_WORDS + roots + k]):
             return SWEEP_MEMORY
     outcome = sweep(S, top)

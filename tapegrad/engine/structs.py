@@ -244,6 +244,7 @@ REQUIRES_GRAD, IS_VIEW, RETAIN_GRAD, CAPTURE, ADJ_IS_GRAD, INFERENCE, LISTED, NO
 TRACED = (
     256  # depends on the input of a transformation: while one is under way, everything computed from it is recorded
 )
+UNFOLLOWED = 512  # a view, without gradient and taken in no_grad mode, that its base does not learn about
 USER_FLAGS = 255  # those that `look` shows
 
 # answers of an entry point that are not an id

@@ -24,6 +24,7 @@ from tapegrad.engine.structs import (
     STORAGE_SIZE,
     TRACED,
     TRACED_ROW,
+    UNFOLLOWED,
     USER_FLAGS,
     buffer_of,
     i32,
@@ -358,7 +359,7 @@ def start(S, rows, buffers, layouts):
 
 # what `look` answers
 LOOK_META, LOOK_PRODUCER, LOOK_GRAD, LOOK_VERSION, LOOK_DATA, LOOK_OP, LOOK_STORAGE, LOOK_STALE = range(8)
-LOOK_TRACED, LOOK_ATTACHED, LOOK_NODE = 8, 9, 10
+LOOK_TRACED, LOOK_ATTACHED, LOOK_NODE, LOOK_UNFOLLOWED = 8, 9, 10, 11
 
 
 @internal_inline
@@ -391,6 +392,8 @@ def look(S, k, what):
         return b.producer if b.producer >= 0 and row_of(S, b.producer).need else -1
     if what == LOOK_TRACED:
         return b.flags & TRACED
+    if what == LOOK_UNFOLLOWED:
+        return b.flags & UNFOLLOWED
     if what == LOOK_ATTACHED:
         return storage_of(S, b.attached).owner if b.attached else 0
     if b.flags & IS_VIEW and b.storage:

@@ -8,7 +8,7 @@ from typing import Any
 from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED
+from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED, LOOK_UNFOLLOWED
 from tapegrad.ops import _reading, pointwise
 from tapegrad.ops._place import show_elements
 from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
@@ -136,7 +136,8 @@ def assign(
     flags = rt.look(_S, target._id, LOOK_META) >> 8
     if flags & structs.INFERENCE and not rt.mode_of_thread(_S) & structs.INFERENCE_MODE:
         raise RuntimeError(errors.INFERENCE_WRITTEN)
-    if flags & structs.NO_GRAD_VIEW and not rt.mode_of_thread(_S):
+    unfollowed = flags & structs.NO_GRAD_VIEW or (records and rt.look(_S, target._id, LOOK_UNFOLLOWED))
+    if unfollowed and not rt.mode_of_thread(_S):
         raise RuntimeError(errors.NO_GRAD_VIEW_WRITTEN)
     check_no_overlap(target)
     if not records:
@@ -147,8 +148,11 @@ def assign(
     for t in (*operands, value):
         if t is not None:
             t._refresh()
-    # the place on the tape keeps the old elements, as a view of nothing; a new handle takes the memory that is written
     view = target._base_tensor() is not None
+    if view and rt.state["attachments"]:
+        # the new value is computed from the base's, past the hooks of this view and of those between them
+        rebuild(target, target._root)
+    # the place on the tape keeps the old elements, as a view of nothing; a new handle takes the memory that is written
     memory = _detached_copy(target)
     rt.take_memory(_S, target._id, memory._id)
     rt.set_flag(_S, target._id, structs.IS_VIEW, 0)

@@ -49,11 +49,15 @@ def disagreement(program: Program, library: Any) -> Disagreement | None:
     """Where a library parts from PyTorch over a program first; None also for a program that is not for comparing."""
     before = _live_rows()
     parted = _parted(program, library)
-    # a leaf whose gradient was recorded keeps its own graph, in PyTorch too
-    cyclic = any("backward(" in step.form and "create_graph" in step.form for step in program)
+    # a tensor that keeps its gradient, where that is recorded, keeps its own graph, in PyTorch too
+    cyclic = any("create_graph" in step.form for step in program) and any(_keeps_gradients(step) for step in program)
     if parted is None and not cyclic and _live_rows() != before:
         return Disagreement("rows left on the tape", f"{_live_rows() - before} rows are left on the tape")
     return parted
+
+
+def _keeps_gradients(step: Step) -> bool:
+    return any(name in step.form for name in ("backward(", "retain_grad("))
 
 
 def _live_rows() -> int:

@@ -227,3 +227,240 @@ def test_anomaly_detection_names_the_operation_and_the_line():
     assert "Traceback of forward call that caused the error" in text
     assert "x.sqrt() * 0.0" in text
     assert not tg.autograd.is_anomaly_enabled()
+
+
+# tensors written in place, and views
+
+
+def told(seen, name):
+    return lambda g: seen.append((name, g.tolist()))
+
+
+def test_a_hook_stays_where_the_tensor_was_when_it_was_registered():
+    x, seen = leaf(1.0, 2.0), []
+    y = x * 2
+    before = y.register_hook(told(seen, "before"))
+    y.register_hook(lambda g: g * 10)
+    y.mul_(3)
+    y.register_hook(told(seen, "after"))
+    y.sum().backward(retain_graph=True)
+    assert seen == [("after", [1.0, 1.0]), ("before", [3.0, 3.0])]
+    assert x.grad.tolist() == [60.0, 60.0]
+    before.remove()
+    y.sum().backward()
+    assert seen[2:] == [("after", [1.0, 1.0])]
+
+
+def test_a_retained_gradient_follows_a_tensor_that_is_written_to_and_its_hooks_do_not():
+    x, seen = leaf(1.0), []
+    y = x * 2
+    y.retain_grad()
+    y.register_hook(told(seen, "before"))
+    y.mul_(3)
+    (y * y).sum().backward()
+    assert y.grad.item() == 12.0
+    assert seen == [("before", [36.0])]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_hooks_of_a_view_that_is_written_to_are_passed_by(create):
+    x, seen = leaf(1.0, 2.0, 3.0), []
+    base = x * 1
+    view = base[:2]
+    base.register_hook(told(seen, "base"))
+    view.register_hook(told(seen, "view"))
+    other = view * 5
+    view[0] = 4.0
+    view.mul_(2)
+    view.register_hook(told(seen, "written"))
+    (base.sum() + view.sum() * 10 + other.sum()).backward(create_graph=create)
+    assert seen == [("written", [10.0, 10.0]), ("view", [5.0, 5.0]), ("base", [5.0, 27.0, 1.0])]
+    assert x.grad.tolist() == [5.0, 27.0, 1.0]
+
+
+def test_hooks_of_a_view_run_whether_its_base_is_written_to_or_not():
+    for write in (False, True):
+        x, seen = leaf(1.0, 2.0), []
+        base = x * 1
+        view = base[:1]
+        view.register_hook(told(seen, "view"))
+        once = view * 3
+        if write:
+            base.mul_(2)
+        (once.sum() + view.sum()).backward()
+        assert seen == ([("view", [3.0])] if write else [("view", [4.0])])
+        assert x.grad.tolist() == ([5.0, 0.0] if write else [4.0, 0.0])
+
+
+# hooks that change hooks, the gradient, or the graph
+
+
+def test_hooks_registered_while_hooks_run_count_from_the_next_value_on():
+    x, seen = leaf(1.0), []
+    y = x * 2
+    z = y * 3
+
+    def outer(g):
+        seen.append("outer")
+        y.register_hook(lambda g: seen.append("upstream"))
+        z.register_hook(lambda g: seen.append("same"))
+        x.register_post_accumulate_grad_hook(lambda p: seen.append(("leaf", p.grad.item())))
+        z.grad_fn.register_hook(lambda *grads: seen.append("node"))
+
+    handle = z.register_hook(outer)
+    z.sum().backward(retain_graph=True)
+    assert seen == ["outer", "node", "upstream", ("leaf", 6.0)]
+    handle.remove()
+    seen.clear()
+    z.sum().backward()
+    assert seen == ["same", "node", "upstream", ("leaf", 12.0)]
+
+
+def test_hooks_removed_while_hooks_run_still_run_once():
+    x, seen, handles = leaf(1.0), [], []
+    y = x * 2
+
+    def remove_all(g):
+        seen.append("first")
+        for handle in handles:
+            handle.remove()
+
+    handles.append(y.register_hook(remove_all))
+    handles.append(y.register_hook(lambda g: seen.append("second")))
+    y.sum().backward(retain_graph=True)
+    assert seen == ["first", "second"]
+    y.sum().backward()
+    assert seen == ["first", "second"]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_gradient_changed_in_place_is_what_later_hooks_and_the_graph_see_and_nobody_else(create):
+    x, w, seen = leaf(1.0, 2.0), leaf(3.0, 4.0), []
+    y, v = x * 2, w * 3
+
+    def change(g):
+        g.mul_(10)
+
+    y.register_hook(change)
+    y.register_hook(told(seen, "later"))
+    start = tg.ones(2, dtype=tg.float64)
+    (y + v).backward(start, create_graph=create)
+    assert seen == [("later", [10.0, 10.0])]
+    assert x.grad.tolist() == [20.0, 20.0]
+    assert w.grad.tolist() == [3.0, 3.0]
+    assert start.tolist() == [1.0, 1.0]
+
+
+def test_a_gradient_that_a_hook_kept_is_not_accumulated_into():
+    x, kept = leaf(1.0), []
+    x.register_hook(kept.append)
+    (x * 2).sum().backward()
+    (x * 2).sum().backward()
+    assert [g.item() for g in kept] == [2.0, 2.0]
+    assert x.grad.item() == 4.0
+
+
+def test_a_hook_may_differentiate_the_graph_it_is_in():
+    x, seen = leaf(3.0), []
+    y = x * x
+    z = y * 2
+    z.register_hook(lambda g: seen.append(tg.autograd.grad(y, x, g, retain_graph=True)[0].item()))
+    z.sum().backward()
+    assert seen == [6.0]
+    assert x.grad.item() == 12.0
+
+
+def test_a_hook_that_frees_the_graph_it_is_in():
+    x = leaf(3.0)
+    y = x * x
+    z = y.exp()
+    z.register_hook(lambda g: y.backward(g))
+    with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
+        z.sum().backward()
+    assert x.grad.item() == 6.0
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_hook_may_accumulate_into_a_leaf_of_the_graph_it_is_in(create):
+    x = leaf(3.0)
+    x.grad = tg.tensor([100.0], dtype=tg.float64)
+    y = x * x
+
+    def hook(g):
+        with tg.enable_grad():
+            (x * 5).sum().backward()
+
+    y.register_hook(hook)
+    (y + x * 7).sum().backward(create_graph=create)
+    assert x.grad.item() == 118.0
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [(lambda p: 3, "expected Variable, but hook returned 'int'"), (lambda p: p.grad, "hooks should return None")],
+)
+def test_post_accumulate_hooks_return_nothing(result, error):
+    x = leaf(1.0)
+    x.register_post_accumulate_grad_hook(result)
+    with pytest.raises((TypeError, RuntimeError), match=error):
+        (x * 2).sum().backward()
+    assert x.grad.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (lambda grads: grads[0], "expected tuple, but hook returned 'Tensor'"),
+        (lambda grads: (grads[0],) * 3, "incorrect number of values"),
+        (lambda grads: (3, *grads[1:]), "expected Variable, but hook returned 'int'"),
+        (lambda grads: (grads[0][:1], *grads[1:]), "has changed the size of value"),
+        (lambda grads: (grads[0].float(), *grads[1:]), "has changed the type of value"),
+    ],
+)
+@pytest.mark.parametrize("create", [False, True])
+def test_hooks_of_nodes_that_return_something_else_are_refused(result, error, create):
+    for register in (
+        lambda node: node.register_prehook(result),
+        lambda node: node.register_hook(lambda inputs, outputs: result(inputs)),
+    ):
+        x = leaf(1.0, 2.0)
+        y = x * x.detach()
+        handle = register(y.grad_fn)
+        with pytest.raises((TypeError, RuntimeError), match=error):
+            y.sum().backward(retain_graph=True, create_graph=create)
+        handle.remove()
+        y.sum().backward()
+        assert x.grad.tolist() == [1.0, 2.0]
+
+
+def test_all_hooks_of_a_leaf_in_order():
+    x, seen = leaf(1.0), []
+    y = x * 2
+    node = y.grad_fn.next_functions[0][0]
+    node.register_prehook(lambda grads: seen.append(("before", grads[0].item())) or (grads[0] * 3,))
+    x.register_hook(lambda g: seen.append(("tensor", g.item())) or g * 2)
+    node.register_hook(lambda inputs, outputs: seen.append(("after", len(inputs), outputs[0].item())))
+    x.register_post_accumulate_grad_hook(lambda p: seen.append(("accumulated", p.grad.item())))
+    y.sum().backward()
+    assert seen == [("tensor", 2.0), ("before", 4.0), ("accumulated", 12.0), ("after", 0, 12.0)]
+    assert tg.autograd.grad((x * 2).sum(), x)[0].item() == 4.0
+
+
+def test_nodes_are_the_same_as_long_as_somebody_holds_them():
+    x = leaf(1.0)
+    y = x
+    for _ in range(30):
+        y = y + y
+    first = y.grad_fn
+    assert first is y.grad_fn
+    assert first.next_functions[0][0] is first.next_functions[1][0]
+    seen, waiting = set(), [first]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += [f for f, _ in node.next_functions]
+    assert len(seen) == 31
+    y.mul_(2)
+    assert y.grad_fn is not first
+    assert y.grad_fn.next_functions[0][0] is first

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-from tests.helpers import const, leaf, raises, same
+from tests.helpers import const, leaf, raises, same, vals
 
 NAME = tg.__name__
 LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
@@ -182,6 +182,48 @@ def test_writing_to_the_view_made_under_no_grad_is_refused():
         v = x[:1]
     with pytest.raises(RuntimeError, match="A view was created in no_grad mode"):
         v.add_(1)
+
+
+def test_a_gradient_cannot_be_written_to_a_view_of_a_constant_made_under_no_grad():
+    x, c = leaf([1.0, 2.0]), const([3.0, 4.0])
+    with tg.no_grad():
+        v = c[:]
+    v.mul_(2)
+    for write in (lambda: v.sub_(x), lambda: v.__setitem__(0, x[0]), lambda: v[:1].copy_(x[:1]), lambda: v.pow_(x)):
+        with pytest.raises(RuntimeError, match="A view was created in no_grad mode"):
+            write()
+    with tg.no_grad():
+        v.sub_(x)
+    same(c, [5.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("write", "slope"),
+    [
+        (lambda y: y.addcmul_(y, y, value=0.5), lambda y: 1 + y),
+        (lambda y: y.addcmul_(y * 1, y), lambda y: 1 + 2 * y),
+        (lambda y: y.addcdiv_(y, y), lambda y: 1 + 0 * y),
+        (lambda y: y.mul_(y), lambda y: 2 * y),
+        (lambda y: y.mul_(y.detach()), None),
+        (lambda y: y.div_(y.detach()), None),
+        (lambda y: y.lerp_(y.detach(), y.detach()), None),
+        (lambda y: y.view(2).mul_(y), None),
+        (lambda y: y.mul_(y[:]), None),
+    ],
+    ids=["twice", "second", "quotient", "itself", "detached", "divisor", "weight", "view", "whole view"],
+)
+@pytest.mark.parametrize("create", [False, True])
+def test_operands_that_are_overwritten_with_the_result_count_as_they_were_or_are_refused(write, slope, create):
+    x = leaf([-0.25, 1.5])
+    y = x.atan()
+    old = y.detach().clone()
+    write(y)
+    if slope is None:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward(create_graph=create)
+    else:
+        y.sum().backward(create_graph=create)
+        np.testing.assert_allclose(vals(x.grad), vals(slope(old)) / (1 + vals(x) ** 2))
 
 
 def test_assigning_data_replaces_the_values():

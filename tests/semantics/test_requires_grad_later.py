@@ -210,3 +210,34 @@ def test_zeros_for_unused_inputs_are_leaves_to_go_on_from(create):
         return numbers(g, h, g.grad), g.requires_grad, g.is_leaf
 
     assert run(tg) == run(torch)
+
+
+@pytest.mark.parametrize("create", [False, True], ids=["", "create_graph"])
+@pytest.mark.parametrize("use", ["cat of four", "stack", "function"])
+def test_operands_that_nobody_asks_for_get_nothing(use, create):
+    def run(lib):
+        w, x = two(lib)
+        seen, v = [], x * 3
+        for t in (w, x, v):
+            t.register_hook(lambda g: seen.append(g.tolist()))
+        v.retain_grad()
+        y = USES[use](lib, w, v)
+        (g,) = lib.autograd.grad(y.sum(), w, create_graph=create)
+        return numbers(g, w.grad, x.grad, v.grad), seen
+
+    assert run(tg) == run(torch)
+
+
+@pytest.mark.parametrize("create", [False, True], ids=["", "create_graph"])
+@pytest.mark.parametrize("roots", [1, 2])
+def test_roots_that_lead_to_nothing_wanted(roots, create):
+    def run(lib):
+        w, x = two(lib)
+        seen, v = [], x * 3
+        v.retain_grad()
+        v.register_hook(lambda g: seen.append(g.tolist()))
+        one = lib.tensor([1.0], dtype=lib.float64)
+        found = lib.autograd.grad([v, w][:roots], w, [one, one][:roots], create_graph=create, allow_unused=True)
+        return numbers(*found, v.grad, x.grad, w.grad), seen
+
+    assert run(tg) == run(torch)
