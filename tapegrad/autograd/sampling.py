@@ -24,6 +24,9 @@ _S = rt.S
 _lock = threading.Lock()
 _local = threading.local()
 
+# set by tapegrad.func: applies a function of single samples to batches
+map_samples: Callable[[Callable, Sequence[Any], Sequence[bool], int], list[Any]] | None = None
+
 
 class _Sample:
     """A run of a function on the first sample of a batch; until it ends, the memory there was before is kept.
