@@ -103,6 +103,11 @@ def is_sampling() -> bool:
     return bool(_samples())
 
 
+def differ(tensors: Sequence[Any]) -> bool:
+    """Whether the values of some tensors differ between samples."""
+    return any(sample.differs(tensors) for sample in _samples())
+
+
 def samples_carry_gradients() -> bool:
     """Whether the sample this thread runs a function on stands for tensors that require grad."""
     return any(t.requires_grad for sample in _samples() for t in sample.batch.values.values())
