@@ -16,6 +16,7 @@ from tapegrad import dtypes, errors
 from tapegrad.autograd.accumulate import add_to_grad, add_to_leaf
 from tapegrad.autograd.anomaly_mode import is_anomaly_enabled
 from tapegrad.autograd.attached import attachment, run_hooks
+from tapegrad.autograd.grads_batched import batched_gradients
 from tapegrad.autograd.recorded import after_hooks, free_attached, hooked_parts, sweep_over_tensors
 from tapegrad.autograd.remembered import Graph, transformed
 from tapegrad.autograd.rows import RowOp, check_versions, handle, leaf, modified, operands, read_row, saved_values
@@ -191,7 +192,11 @@ def grad(
             raise RuntimeError(errors.INPUT_NO_GRAD)
     gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
     if is_grads_batched:
-        return _batched(roots, wanted, gradients, retain, create_graph, bool(allow_unused), materialize_grads)
+
+        def sweep(part: Sequence[Any], keep: bool) -> tuple[Tensor | None, ...]:
+            return grad(roots, wanted, part, keep, create_graph, allow_unused, False, materialize_grads)
+
+        return batched_gradients(sweep, roots, wanted, gradients, retain, create_graph)
     found = _run(roots, _checked_gradients(roots, gradients), retain, wanted, create_graph)
     if any(g is None for g in found):
         if materialize_grads:
@@ -204,47 +209,6 @@ def grad(
         elif not allow_unused:
             raise RuntimeError(errors.UNUSED_INPUT)
     return tuple(found)
-
-
-def _batched(
-    roots: Any, wanted: Any, gradients: Any, retain: bool, create: bool, allow_unused: bool, materialize: bool
-) -> tuple:
-    # one sweep a row of the batch over the retained graph
-    from tapegrad.creation import zeros, zeros_like
-    from tapegrad.ops.movement import stack
-
-    count = _batch_size(roots, gradients)
-    rows = []
-    for b in range(count):
-        keep = retain or b < count - 1
-        part = [None if g is None else g[b] for g in gradients]
-        rows.append(grad(roots, wanted, part, keep, create, allow_unused or None, False, materialize))
-    if not rows:
-        return tuple(zeros(0, *t.shape, dtype=t.dtype) for t in wanted)
-    found: list[Tensor | None] = []
-    for t, column in zip(wanted, zip(*rows, strict=True), strict=True):
-        used = any(g is not None for g in column)
-        found.append(stack([zeros_like(t) if g is None else g for g in column]) if used else None)
-    return tuple(found)
-
-
-def _batch_size(roots: Sequence[Tensor], gradients: Sequence[Any]) -> int:
-    sizes = {}
-    for k, (t, g) in enumerate(zip(roots, gradients, strict=False)):
-        if g is None:
-            continue
-        if not isinstance(g, Tensor):
-            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
-        if g.ndim == 0 or g.shape[1:] != t.shape:
-            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape, expected=t.shape))
-        sizes[k] = g.shape[0]
-    if not sizes:
-        raise ValueError(
-            "is_grads_batched=True needs grad_outputs with a leading batch dimension, but all of them are None"
-        )
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"grad_outputs must have one batch size, but got {list(sizes.values())}")
-    return sizes[min(sizes)]
 
 
 _SCALAR = 1  # the layout of 0-d tensors

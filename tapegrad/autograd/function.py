@@ -11,7 +11,7 @@ from tapegrad import errors
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.context import FunctionCtx
 from tapegrad.autograd.rows import Row, RowOp, dtype_of, grad_name_of, handle, output_number, shape_of
-from tapegrad.autograd.sampling import is_sampling
+from tapegrad.autograd.sampling import differ, is_sampling
 from tapegrad.autograd.under_way import current_sweep
 from tapegrad.creation import zeros
 from tapegrad.engine import structs
@@ -275,6 +275,18 @@ class Function:
         )
 
     @classmethod
+    def _has_vmap_rule(cls) -> bool:
+        """Whether a batch runs what the function is made of; otherwise its own `vmap` does.
+
+        Raises:
+            RuntimeError: if there is neither, or both.
+        """
+        own = cls.vmap is not Function.vmap
+        if own == bool(cls.generate_vmap_rule):
+            raise RuntimeError((errors.TWO_VMAPS if own else errors.NO_VMAP).format(name=cls.__name__))
+        return not own
+
+    @classmethod
     def apply(cls, *args: Any, **named: Any) -> Any:
         """Run forward and record the call.
 
@@ -296,8 +308,10 @@ class Function:
         tensors = [a for a in args if isinstance(a, Tensor)]
         traced = any(rt.look(_S, t._id, LOOK_TRACED) for t in tensors)
         records = is_grad_enabled() and any(t.requires_grad for t in tensors)
-        # a trace takes the call for one operation; a `forward` that fills `ctx` is traced too, for what it keeps there
-        given = [untraced(a) if traced and parted and isinstance(a, Tensor) else a for a in args]
+        # a trace takes the call for one operation; `forward` is traced too where it is what runs for a batch, or fills `ctx`
+        by_rule = traced and differ(tensors) and cls._has_vmap_rule()
+        opaque = traced and parted and not by_rule
+        given = [untraced(a) if opaque and isinstance(a, Tensor) else a for a in args]
         setup: Callable[[Sequence[Any]], None] | None = None
         operands = [handle(t._id) for t in tensors] if traced else tensors  # which forward may write to
         with set_grad_enabled(False):

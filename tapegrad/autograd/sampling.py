@@ -22,6 +22,9 @@ _S = rt.S
 _lock = threading.Lock()
 _local = threading.local()
 
+# set by tapegrad.func: applies a function of single samples to batches
+map_samples: Callable[[Callable, Sequence[Any], Sequence[bool], int], list[Any]] | None = None
+
 
 class _Sample:
     """A run of a function on the first sample of a batch.
@@ -88,6 +91,11 @@ def one_sample() -> Iterator[None]:
 def is_sampling() -> bool:
     """Whether this thread runs a function on the first sample of a batch."""
     return bool(_samples())
+
+
+def differ(tensors: Sequence[Any]) -> bool:
+    """Whether the values of some tensors differ between samples."""
+    return any(sample.differs(tensors) for sample in _samples())
 
 
 def samples_carry_gradients() -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.autograd import sampling
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.function import FunctionCtx, function_op, output_op
 from tapegrad.autograd.remembered import Graph, transformed
@@ -450,3 +451,6 @@ def map_samples(
 
     batch, outputs = trace_sample(function, values, [0 if b else None for b in batched], size)
     return [None if out is None else batch.whole(out) for out in outputs]
+
+
+sampling.map_samples = map_samples

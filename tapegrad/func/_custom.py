@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tapegrad import _tree, errors
@@ -26,7 +27,7 @@ def batched_call(context: FunctionCtx, row: Row, batch: Any) -> list[Tensor]:
     """The results of a user's function for all samples, by its `vmap` or by mapping its forward and backward.
 
     Raises:
-        RuntimeError: if it has neither a `vmap` nor `generate_vmap_rule`, or both; and for a `vmap` that returns no pair.
+        RuntimeError: for a `vmap` that returns no pair.
     """
     function = context._function
     places = iter(row.extra)
@@ -37,14 +38,10 @@ def batched_call(context: FunctionCtx, row: Row, batch: Any) -> list[Tensor]:
         args.append(value if not tensor else handle(k) if batched is None else batched)
         dims.append(None if batched is None else 0)
     if function.vmap is not Function.vmap:
-        if function.generate_vmap_rule:
-            raise RuntimeError(errors.TWO_VMAPS.format(name=function.__name__))
         returned = function.vmap(VmapInfo(batch.size, batch.randomness), tuple(dims), *args)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise RuntimeError(errors.VMAP_RETURNS.format(given=type(returned)))
         return _in_front(*returned, batch.size)
-    if not function.generate_vmap_rule:
-        raise RuntimeError(errors.NO_VMAP.format(name=function.__name__))
     result = _mapped(function, tuple(dims), batch.size).apply(*args)
     return list(result) if isinstance(result, tuple) else [result]
 
@@ -105,37 +102,47 @@ def _mapped(function: type[Function], dims: tuple, size: int) -> type[Function]:
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            saved = ctx.saved_tensors
-
-            def one(*values: Any) -> list[Any]:
-                own, kept = ctx.inner, values[len(grads) :]
-                count = len(kept) - len(ctx.places)
-                own._saved = [lambda v=v: v for v in kept[:count]]
-                attributes = list(ctx.attributes)
-                for place, value in zip(ctx.places, kept[count:], strict=True):
-                    attributes[place] = value
-                _set_attributes(own, ctx.structure, attributes)
-                try:
-                    result = backward(own, *values[: len(grads)])
-                finally:
-                    own._saved = []
-                    _set_attributes(own, ctx.structure, ctx.attributes)
-                return list(result) if isinstance(result, tuple | list) else [result]
-
-            flags = [*([0] * len(grads)), *(0 if b else None for b in ctx.batched)]
-            batch, parts = trace_sample(
-                one,
-                [*grads, *saved],
-                [f if v is not None else None for f, v in zip(flags, [*grads, *saved], strict=True)],
-                size,
-            )
+            batch, parts = _again(ctx, backward, grads, [0] * len(grads), size)
             return tuple(
                 None if p is None else batch.whole(p) if d is not None else batch.whole(p).sum(0)
                 for p, d in zip(parts, dims, strict=True)
             )
 
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            batch, parts = _again(ctx, function.jvp, tangents, dims, size)
+            found = [None if p is None else batch.whole(p) for p in parts]
+            return tuple(found) if ctx.count > 1 else found[0]
+
     Mapped.__name__ = Mapped.__qualname__ = function.__name__
     return Mapped
+
+
+def _again(
+    ctx: Any, method: Callable, given: Sequence[Any], dims: Sequence[int | None], size: int
+) -> tuple[Any, list[Any]]:
+    """A method of the function, traced on one sample of what is given and of what the context keeps, run on all."""
+    from tapegrad.func._vmap import trace_sample
+
+    saved, own = ctx.saved_tensors, ctx.inner
+    count = len(saved) - len(ctx.places)
+
+    def one(*values: Any) -> list[Any]:
+        kept, attributes = values[len(given) :], list(ctx.attributes)
+        for place, value in zip(ctx.places, kept[count:], strict=True):
+            attributes[place] = value
+        own._saved = [lambda v=v: v for v in kept[:count]]
+        _set_attributes(own, ctx.structure, attributes)
+        try:
+            result = method(own, *values[: len(given)])
+        finally:
+            own._saved = []
+            _set_attributes(own, ctx.structure, ctx.attributes)
+        return list(result) if isinstance(result, tuple | list) else [result]
+
+    values = [*given, *saved]
+    places = [*dims, *(0 if b else None for b in ctx.batched)]
+    return trace_sample(one, values, [None if v is None else d for d, v in zip(places, values, strict=True)], size)
 
 
 def _attributes(context: FunctionCtx) -> dict[str, Any]:
