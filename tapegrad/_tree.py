@@ -34,7 +34,7 @@ def _children(tree: Any) -> tuple[tuple | None, Sequence[Any]] | None:
         return tuple(tree), list(tree.values())
     if isinstance(tree, list | tuple):
         return None, tree
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    if hasattr(type(tree), "__dataclass_fields__"):
         names = tuple(f.name for f in dataclasses.fields(tree) if f.init)
         return names, [getattr(tree, n) for n in names]
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -250,7 +251,7 @@ def shape_argument(name: str, size: Sequence[Any]) -> tuple[int, ...]:
         if extent < 0:
             raise RuntimeError(f"Trying to create tensor with negative dimension {extent}: {list(size)}")
         shape.append(extent)
-    if any(shape) and np.prod([float(n) for n in shape if n]) * 8 > 2**62:
+    if math.prod(n for n in shape if n) > 2**59:
         raise RuntimeError(f"{name}(): a tensor of shape {shape} is too large")
     return tuple(shape)
 
@@ -337,7 +338,9 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, 
     """An `n` by `m` matrix with ones on its diagonal."""
     check_device(device)
     rows, columns = shape_argument("eye", (n, n if m is None else m))
-    return filled((rows, columns), np.eye(rows, columns), dtype, requires_grad)
+    t = filled((rows, columns), 0, dtype, False)
+    np.fill_diagonal(t._address_array(), 1)
+    return with_grad(t, requires_grad)
 
 
 def arange(*bounds: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False, **named: Any) -> Tensor:

@@ -18,10 +18,11 @@ from tapegrad.engine.tape import LOOK_PRODUCER
 _S = rt.S
 _local = threading.local()
 _lock = threading.Lock()
-_watching = 0
+_watching = _seeing = 0
 # entry points that put a row on the tape
 _RECORDING = ("record", "record_scalar", "record_kernel", "record_planned", "record_view", "record_on", "share_leaf")
 _unwatched: dict[str, Callable[..., Any]] = {}
+_entries: dict[str, Callable[..., Any]] = {}
 
 
 def _watched(name: str, original: Callable[..., int]) -> Callable[..., int]:
@@ -60,31 +61,34 @@ def watching(watcher: Callable[[int, int], None]) -> Iterator[None]:
     """
     before = getattr(_local, "watchers", ())
     _local.watchers = (*before, watcher)
-    _count(1)
+    _count(1, 0)
     try:
         yield
     finally:
         _local.watchers = before
-        _count(-1)
+        _count(-1, 0)
 
 
 @contextlib.contextmanager
 def seeing_writes() -> Iterator[None]:
     """Within the block, compiled code leaves recorded in-place operations to Python, in all threads."""
-    _count(1)
+    _count(0, 1)
     try:
         yield
     finally:
-        _count(-1)
+        _count(0, -1)
 
 
-def _count(change: int) -> None:
-    global _watching
+def _count(watching: int, seeing: int) -> None:
+    global _watching, _seeing
     with _lock:
-        if not _watching:
-            _unwatched.update({name: getattr(rt, name) for name in _RECORDING})
-            vars(rt).update({name: _watched(name, _unwatched[name]) for name in _RECORDING})
-        _watching += change
-        if not _watching:
+        if watching and not _watching:
+            if not _entries:
+                _unwatched.update({name: getattr(rt, name) for name in _RECORDING})
+                _entries.update({name: _watched(name, _unwatched[name]) for name in _RECORDING})
+            vars(rt).update(_entries)
+        _watching += watching
+        _seeing += seeing
+        if watching and not _watching:
             vars(rt).update(_unwatched)
-        rt.state["watched"] = _watching > 0
+        rt.state["watched"] = _watching + _seeing > 0

@@ -9,13 +9,20 @@ from typing import Any
 from tapegrad import _tree
 from tapegrad.creation import eye, ones_like, zeros_like
 from tapegrad.func._derivatives import Linear, Recorded, chosen_arguments, tensors_of
-from tapegrad.func._vmap import vmap
+from tapegrad.func._vmap import trace_sample, vmap
 from tapegrad.tensor import Tensor
 
 
 def _basis(t: Tensor) -> Tensor:
     n = t.numel()
     return eye(n, dtype=t.dtype).reshape((n, *t.shape))
+
+
+def _mapped(function: Callable, vectors: Tensor, randomness: str, chunk_size: int | None) -> list[Tensor]:
+    if chunk_size is not None:
+        return vmap(function, randomness=randomness, chunk_size=chunk_size)(vectors)
+    batch, results = trace_sample(function, [vectors], [0], vectors.shape[0], randomness)
+    return [batch.whole(t) for t in results]
 
 
 def jacrev(
@@ -71,7 +78,7 @@ def jacrev(
             if root.numel() == 1:
                 parts = pull_back(ones_like(root).detach())
             elif root.numel():
-                parts = vmap(pull_back, chunk_size=chunk_size)(_basis(root))
+                parts = _mapped(pull_back, _basis(root), "error", chunk_size)
             else:
                 parts = [zeros_like(t).expand((0, *t.shape)) for t in run.leaves]
             shaped = [p.reshape((*root.shape, *t.shape)) for p, t in zip(parts, run.leaves, strict=True)]
@@ -129,7 +136,7 @@ def jacfwd(
                 return run.push({number: tangent})
 
             if seed.numel():
-                parts = vmap(push, randomness=randomness, chunk_size=chunk_size)(_basis(seed))
+                parts = _mapped(push, _basis(seed), randomness, chunk_size)
             else:
                 parts = [zeros_like(t).expand((0, *t.shape)) for t in run.ends]
             columns.append(
