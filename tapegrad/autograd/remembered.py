@@ -21,13 +21,14 @@ from tapegrad.autograd.sampling import watching_reads
 from tapegrad.engine import structs
 from tapegrad.engine.remembered import DESCRIPTION_WORDS, STEP_KERNEL, STEP_POINTWISE, STEP_VIEW
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_STORAGE, LOOK_TRACED
+from tapegrad.engine.tape import LOOK_ATTACHED, LOOK_DATA, LOOK_META, LOOK_STORAGE, LOOK_TRACED
 from tapegrad.ops._kernel import filled_op
 from tapegrad.ops._view import Geometry, ViewPlan, detach_op, show
 from tapegrad.ops._write import copy_slices
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
+_RETAINED = structs.RETAIN_GRAD << 8
 _KEPT = 512  # structures
 _CONSTANT_BYTES = 1 << 20  # of one structure
 _known: OrderedDict[Any, Any] = OrderedDict()
@@ -79,6 +80,8 @@ class Graph:
                 break
             room.grow()
         self.structure: bytes | None = room.words[:n].tobytes() if n > 0 else None
+        # whether hooks or kept gradients belong to what it stops at
+        self.watched = any(rt.look(_S, k, LOOK_ATTACHED) or rt.look(_S, k, LOOK_META) & _RETAINED for k in stops)
         if n > 0:
             self.ids = room.ids[1 : 1 + room.ids[0]].copy()
             self.others = {t._id: t for t in others}
@@ -87,6 +90,12 @@ class Graph:
     def free(self) -> None:
         """Free what its rows saved."""
         rt.free_rows(_S, self._places.__array_interface__["data"][0])
+
+
+def recall(kind: Any, graph: Graph) -> dict[int, Tensor] | None:
+    """What `transformed` returns, if its steps are known."""
+    steps = _known.get((kind, rt.mode_of_thread(_S), graph.structure))
+    return steps.run(graph) if isinstance(steps, _Steps) else None
 
 
 def transformed(kind: Any, graph: Graph, compute: Callable[[], dict[int, Tensor]]) -> dict[int, Tensor]:
