@@ -19,7 +19,8 @@ PORTION = 50
 def check(first, count):
     for seed in range(first, first + count):
         program = generate(seed)
-        parted = disagreement(program, tg)
+        # the third time, transformations of its graphs are remembered
+        parted = next(filter(None, (disagreement(program, tg) for _ in range(3))), None)
         if parted is not None:
             pytest.fail(f"seed {seed}: {parted.text}\n\n{listing(shrunk(program, parted.kind, tg))}", pytrace=False)
 
