@@ -107,7 +107,8 @@ def samples_carry_gradients() -> bool:
 def watching_reads() -> Iterator[list[Tensor]]:
     """The traced tensors that this thread turns into numbers meanwhile, as a list that grows."""
     before = getattr(_local, "reads", None)
-    _local.reads = found = []
+    found: list[Tensor] = []
+    _local.reads = found
     try:
         yield found
     finally:
