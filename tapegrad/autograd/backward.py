@@ -51,9 +51,20 @@ def _check_roots(tensors: Sequence[Tensor]) -> None:
             raise RuntimeError(errors.NO_GRAPH.format(k))
 
 
+def _check_wanted(inputs: Sequence[Tensor]) -> None:
+    for t in inputs:
+        if not isinstance(t, Tensor):
+            raise RuntimeError(errors.INPUT_TYPE.format(type(t).__name__))
+        if not t.requires_grad:
+            raise RuntimeError(errors.INPUT_NO_GRAD)
+
+
 def _start_values(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> list[Tensor]:
     from tapegrad.creation import ones_like
 
+    for g in gradients:
+        if g is not None and not isinstance(g, Tensor):
+            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
     if len(gradients) != len(tensors):
         raise RuntimeError(f"got {len(tensors)} tensors and {len(gradients)} gradients")
     starts = []
@@ -62,8 +73,6 @@ def _start_values(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> list[T
             if t.numel() != 1:
                 raise RuntimeError(errors.NOT_SCALAR)
             g = ones_like(t)
-        elif not isinstance(g, Tensor):
-            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
         elif g.shape != t.shape:
             raise RuntimeError(errors.GRADIENT_SHAPE.format(k=k, given=g.shape, expected=t.shape))
         starts.append(g if g.dtype is t.dtype else g.to(t.dtype))
@@ -107,11 +116,7 @@ def backward(
     wanted = _as_tuple(inputs)
     if not wanted:
         raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
-    for k, t in enumerate(wanted):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"inputs[{k}] must be a Tensor, but got {type(t).__name__}")
-        if not t.requires_grad:
-            raise RuntimeError(errors.INPUT_NO_GRAD)
+    _check_wanted(wanted)
     given = list(dict.fromkeys(t for t in wanted if t.is_leaf))
     results = list(dict.fromkeys(t for t in wanted if not t.is_leaf))
     for t in results:
@@ -157,17 +162,15 @@ def grad(
     (tensor(12.),)
     """
     if materialize_grads and allow_unused is False:
-        raise ValueError("Expected allow_unused to be True or not passed when materialize_grads=True, but got: False.")
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
+        )
     roots, wanted = _as_tuple(outputs), _as_tuple(inputs)
     retain = create_graph if retain_graph is None else bool(retain_graph)
     if not wanted:
         raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
     _check_roots(roots)
-    for t in wanted:
-        if not isinstance(t, Tensor):
-            raise TypeError(f"inputs must be Tensors, but got {type(t).__name__}")
-        if not t.requires_grad:
-            raise RuntimeError(errors.INPUT_NO_GRAD)
+    _check_wanted(wanted)
     gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
     if is_grads_batched:
         return _batched(roots, wanted, gradients, retain, create_graph, bool(allow_unused), materialize_grads)
@@ -213,7 +216,7 @@ def _batch_size(roots: Sequence[Tensor], gradients: Sequence[Any]) -> int:
         if not isinstance(g, Tensor):
             raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
         if g.ndim == 0 or g.shape[1:] != t.shape:
-            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape, expected=t.shape))
+            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape[1:], expected=t.shape))
         sizes[k] = g.shape[0]
     if not sizes:
         raise ValueError(
@@ -311,6 +314,8 @@ def _run(
     create_graph: bool,
 ) -> list[Tensor | None]:
     """Sweep from the roots; the gradients of `wanted`, or into the leaves if that is None."""
+    if not roots:
+        return [None for _ in wanted or ()]
     # handles of our own: a hook may write to a tensor in place, which gives it another place in the graph
     roots = [handle(t._id) for t in roots]
     wanted = None if wanted is None else [handle(t._id) for t in wanted]
