@@ -49,6 +49,7 @@ UNUSED_INPUT = (
 )
 LEAF_MOVED = "leaf variable has been moved into the graph interior"
 INPUT_NO_GRAD = "One of the differentiated Tensors does not require grad"
+INPUT_TYPE = "all inputs have to be Tensors or GradientEdges, but got {}"
 GRADIENT_TYPE = "gradients can be either Tensors or None, but got {}"
 BATCHED_SHAPE = (
     "If `is_grads_batched=True`, we interpret the first dimension of each grad_output as the batch dimension. The sizes of the "

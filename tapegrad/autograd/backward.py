@@ -54,8 +54,19 @@ def _check_roots(tensors: Sequence[Tensor]) -> None:
             raise RuntimeError(errors.NO_GRAPH.format(k))
 
 
+def _check_wanted(inputs: Sequence[Tensor]) -> None:
+    for t in inputs:
+        if not isinstance(t, Tensor):
+            raise RuntimeError(errors.INPUT_TYPE.format(type(t).__name__))
+        if not _requires_grad(t):
+            raise RuntimeError(errors.INPUT_NO_GRAD)
+
+
 def _checked_gradients(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> list[Tensor | None]:
     # the adjoints to start from, in the dtypes of the roots; None for ones
+    for g in gradients:
+        if g is not None and not isinstance(g, Tensor):
+            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
     if len(gradients) != len(tensors):
         raise RuntimeError(f"got {len(tensors)} tensors and {len(gradients)} gradients")
     found: list[Tensor | None] = []
@@ -66,8 +77,6 @@ def _checked_gradients(tensors: Sequence[Tensor], gradients: Sequence[Any]) -> l
                 raise RuntimeError(errors.NOT_SCALAR)
             found.append(None)
             continue
-        if not isinstance(g, Tensor):
-            raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
         if (rt.look(_S, g._id, LOOK_META) ^ rt.look(_S, t._id, LOOK_META)) & _KIND:
             if g.shape != t.shape:
                 raise RuntimeError(errors.GRADIENT_SHAPE.format(k=k, given=g.shape, expected=t.shape))
@@ -115,11 +124,7 @@ def backward(
     wanted = _as_tuple(inputs)
     if not wanted:
         raise RuntimeError("`inputs` argument to `backward()` cannot be empty.")
-    for k, t in enumerate(wanted):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"inputs[{k}] must be a Tensor, but got {type(t).__name__}")
-        if not t.requires_grad:
-            raise RuntimeError(errors.INPUT_NO_GRAD)
+    _check_wanted(wanted)
     given = list(dict.fromkeys(t for t in wanted if t.is_leaf))
     results = list(dict.fromkeys(t for t in wanted if not t.is_leaf))
     for t in results:
@@ -165,7 +170,9 @@ def grad(
     (tensor(12.),)
     """
     if materialize_grads and allow_unused is False:
-        raise ValueError("Expected allow_unused to be True or not passed when materialize_grads=True, but got: False.")
+        raise ValueError(
+            "Expected allow_unused to be True or not passed when materialize_grads=True, but got: allow_unused=False."
+        )
     roots, wanted = _as_tuple(outputs), _as_tuple(inputs)
     retain = create_graph if retain_graph is None else bool(retain_graph)
     gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
@@ -176,11 +183,7 @@ def grad(
     if not wanted:
         raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
     _check_roots(roots)
-    for t in wanted:
-        if not isinstance(t, Tensor):
-            raise TypeError(f"inputs must be Tensors, but got {type(t).__name__}")
-        if not _requires_grad(t):
-            raise RuntimeError(errors.INPUT_NO_GRAD)
+    _check_wanted(wanted)
     if is_grads_batched:
 
         def sweep(part: Sequence[Any], keep: bool) -> tuple[Tensor | None, ...]:

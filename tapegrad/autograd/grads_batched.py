@@ -130,7 +130,7 @@ def _batch_size(roots: Sequence[Tensor], gradients: Sequence[Any]) -> int:
         if not isinstance(g, Tensor):
             raise TypeError(errors.GRADIENT_TYPE.format(type(g).__name__))
         if g.ndim == 0 or g.shape[1:] != t.shape:
-            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape, expected=t.shape))
+            raise RuntimeError(errors.BATCHED_SHAPE.format(k=k, given=g.shape[1:], expected=t.shape))
         sizes[k] = g.shape[0]
     if not sizes:
         raise ValueError(

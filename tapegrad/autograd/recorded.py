@@ -97,6 +97,9 @@ def after_hooks(k: int, g: Tensor) -> Tensor:
 def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
     """`parts_of` a row, between the hooks of its node."""
     arrived = row.op.arrived(row, g) if isinstance(row.op, RowOp) else (g,)
+    if connected and isinstance(row.op, RowOp):
+        # copies, as for hooks; a sweep by compiled code makes them too
+        arrived = [None if a is None else a.clone() for a in arrived]
     attached = attachment(row.out) if row.attached else None
     if attached is not None and attached.before:
         arrived = run_before(attached, arrived)

@@ -135,6 +135,8 @@ def run(
     Returns:
         The gradients of `wanted`, None for those that the roots do not depend on.
     """
+    if not roots:
+        return [None for _ in wanted or ()]
     over_tensors = create_graph or is_anomaly_enabled()
     for t in (*roots, *gradients):
         over_tensors = over_tensors or (t is not None and rt.look(_S, t._id, LOOK_TRACED) != 0)

@@ -256,3 +256,178 @@ def test_calls_do_not_pile_up():
         Exp.apply(x).sum().backward()
         Two.apply(x, x, 2)
     assert int(rt.state.live_buffers) - before < 20
+
+
+# what is not allowed, or easily done
+
+
+def with_backward(backward, forward=lambda ctx, x: x * 1):
+    """A function with such a backward, that keeps its argument."""
+
+    class Made(Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return forward(ctx, x)
+
+    Made.backward = staticmethod(backward)
+    return Made.apply
+
+
+CREATE = pytest.mark.parametrize("create", [False, True], ids=["", "create_graph"])
+
+
+@CREATE
+def test_a_backward_that_changes_what_arrives_changes_nothing_else(create):
+    def backward(ctx, g):
+        g.mul_(10)
+        return g
+
+    x, w = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    start = tg.ones(2, dtype=tg.float64)
+    (with_backward(backward)(x) + w).backward(start, create_graph=create)
+    assert [t.tolist() for t in (x.grad, w.grad, start)] == [[10.0, 10.0], [1.0, 1.0], [1.0, 1.0]]
+
+
+def test_gradients_that_are_one_tensor_are_apart_afterwards():
+    class Sum(Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            return a + b
+
+        @staticmethod
+        def backward(ctx, g):
+            return g, g
+
+    x, w, start = leaf(1.0), leaf(2.0), tg.ones(1, dtype=tg.float64)
+    Sum.apply(x, w).backward(start)
+    x.grad.mul_(5)
+    assert [t.item() for t in (x.grad, w.grad, start)] == [5.0, 1.0, 1.0]
+    y = leaf(3.0)
+    with_backward(lambda ctx, g: ctx.saved_tensors[0])(y).sum().backward()
+    y.grad.mul_(5)
+    assert (y.grad.item(), y.item()) == (15.0, 3.0)
+
+
+@CREATE
+def test_a_backward_that_changes_what_was_saved_is_found_out(create):
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        x.mul_(2)
+        return g
+
+    x = leaf(1.0, 2.0)
+    w = x * 1
+    y = with_backward(backward)(w)
+    y.sum().backward(retain_graph=True, create_graph=create)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*is at version 1; expected version 0"):
+        y.sum().backward(create_graph=create)
+    v = x * 1
+    square = v * v
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (square + with_backward(backward)(v)).sum().backward(create_graph=create)
+
+
+@CREATE
+@pytest.mark.parametrize("write", [lambda y: y.mul_(2), lambda y: y[:1].mul_(2)])
+def test_a_saved_result_written_to_since_is_refused(write, create):
+    x = leaf(0.0, 1.0)
+    y = Exp.apply(x)
+    write(y)
+    with pytest.raises(RuntimeError, match="output 0 of ExpBackward, is at version 1; expected version 0"):
+        y.sum().backward(create_graph=create)
+
+
+def test_what_is_saved_is_what_there_is_when_forward_ends():
+    def forward(ctx, x):
+        between = x * 3
+        ctx.save_for_backward(between)
+        between.add_(1)
+        return x * x
+
+    x = leaf(1.0, 2.0)
+    with_backward(lambda ctx, g: g * ctx.saved_tensors[0], forward)(x).sum().backward()
+    assert x.grad.tolist() == [4.0, 7.0]
+
+
+def test_a_leaf_written_to_without_recording_is_refused_too():
+    x = leaf(1.0, 2.0)
+    y = with_backward(lambda ctx, g: g * ctx.saved_tensors[0])(x)
+    with tg.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@CREATE
+def test_a_backward_may_run_another_backward(create):
+    w = leaf(2.0)
+
+    def backward(ctx, g):
+        with tg.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            (x**3).sum().backward()
+            (w * w).sum().backward()
+        return g * x.grad
+
+    x = leaf(1.0, 2.0)
+    with_backward(backward)(x).sum().backward(create_graph=create)
+    assert x.grad.tolist() == [3.0, 12.0]
+    assert w.grad.tolist() == [4.0]
+
+
+def test_functions_within_functions():
+    class Nested(Function):
+        @staticmethod
+        def forward(ctx, x, depth):
+            ctx.depth = depth
+            ctx.save_for_backward(x)
+            return x * x if depth == 0 else Nested.apply(x, depth - 1)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            if ctx.depth == 0:
+                return 2 * g * x, None
+            with tg.enable_grad():
+                x = x.detach().requires_grad_()
+                y = Nested.apply(x, ctx.depth - 1).sum()
+            y.backward()
+            return g * x.grad, None
+
+    x = leaf(1.0, 2.0)
+    Nested.apply(x, 6).sum().backward()
+    assert x.grad.tolist() == [2.0, 4.0]
+
+
+def test_saved_tensors_can_be_read_from_the_node_until_they_are_freed():
+    x = leaf(1.0, 2.0)
+    y = Exp.apply(x)
+    assert y.grad_fn.saved_tensors[0].tolist() == y.tolist()
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match=r"second time .or directly access saved tensors after they have already"):
+        print(y.grad_fn.saved_tensors)
+
+
+def test_hooks_on_the_results_and_the_node_of_a_function():
+    a, b, seen = leaf(2.0), leaf(3.0), []
+    product, total, _ = Two.apply(a, b, 4)
+    assert product.grad_fn is total.grad_fn
+    product.register_hook(lambda g: g * 2)
+    total.register_hook(lambda g: g * 3)
+    product.retain_grad()
+    product.grad_fn.register_prehook(lambda grads: seen.append([None if g is None else g.item() for g in grads]))
+    product.grad_fn.register_hook(lambda inputs, outputs: seen.append([g.item() for g in inputs if g is not None]))
+    (product + total).sum().backward()
+    assert seen == [[2.0, 3.0, None], [9.0, 16.0]]
+    assert (a.grad.item(), b.grad.item(), product.grad.item()) == (9.0, 16.0, 2.0)
+
+
+def test_a_function_without_a_backward_says_so():
+    class NoBackward(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+    with pytest.raises(NotImplementedError, match="either the backward or vjp method"):
+        NoBackward.apply(leaf(1.0)).sum().backward()

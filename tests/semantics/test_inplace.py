@@ -226,6 +226,12 @@ def test_operands_that_are_overwritten_with_the_result_count_as_they_were_or_are
         np.testing.assert_allclose(vals(x.grad), vals(slope(old)) / (1 + vals(x) ** 2))
 
 
+def test_a_tensor_without_elements_does_not_overlap_itself():
+    x = tg.ones(0, 1).expand(0, 3)
+    assert x.stride(1) == 0
+    assert x.add_(1).shape == (0, 3)
+
+
 def test_assigning_data_replaces_the_values():
     x = leaf([1.0, 2.0])
     x.data = const([5.0, 6.0, 7.0])
