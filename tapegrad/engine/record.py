@@ -118,7 +118,7 @@ def _overlaps_itself(S, k):
     ndim = layout_of(S, k).ndim
     for d in range(ndim):
         if strides_of(S, k)[d] == 0 and shape_of(S, k)[d] > 1:
-            return True
+            return layout_of(S, k).elements > 0
     return False
 
 
