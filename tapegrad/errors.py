@@ -62,6 +62,11 @@ BACKWARD_IN_VMAP = (
     "vmap: backward() was called inside of the mapped function, where one sample stands for all, and .grad has no place for each one's "
     "gradient. Use tapegrad.func.grad, tapegrad.func.vjp or tapegrad.autograd.grad inside, or call backward() on the results of vmap."
 )
+OUTLIVES_VMAP = (
+    "vmap: a tensor that {name} computed from its arguments is still held after it has returned, by a variable or an attribute from "
+    "outside of it, or by the ctx of a Function that has its own result as an attribute instead of by save_for_backward(). It has the "
+    "values of the first sample only: return it as a result, to get those of all samples."
+)
 DATA_IN_VMAP = "accessing `data` under vmap transform is not allowed"
 DATA_SET_IN_VMAP = "mutating directly with `.data` under vmap transform is not allowed."
 NO_VMAP = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tapegrad import random
-from tapegrad.autograd.attached import attachment
+from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.rows import Row, operands, shape_of
 from tapegrad.autograd.tracing import bare, is_traced, mark, rows_between
 from tapegrad.autograd.watching import seeing_writes
@@ -91,6 +92,18 @@ def one_sample() -> Iterator[None]:
 def is_sampling() -> bool:
     """Whether this thread runs a function on the first sample of a batch."""
     return bool(_samples())
+
+
+class _Lifetime:
+    # kept by the place of a sample on the tape
+    pass
+
+
+def lifetime(sample: Tensor) -> weakref.ref:
+    """What is dead once nothing is left that was computed from a sample while it was traced."""
+    made = _Lifetime()
+    attach(sample._id).metadata[_Lifetime] = made
+    return weakref.ref(made)
 
 
 def differ(tensors: Sequence[Any]) -> bool:

@@ -14,6 +14,7 @@ from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.ops._kernel import let_go_of_filled
 from tapegrad.ops._view import as_strided_op
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
@@ -39,6 +40,8 @@ def transforming() -> Iterator[None]:
             _open -= 1
             if not _open:
                 rt.state["trace_mask"] = 0
+        if not depth():
+            let_go_of_filled()
 
 
 @contextlib.contextmanager

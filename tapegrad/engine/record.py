@@ -117,11 +117,10 @@ def is_stale(S, k):
 @internal_inline
 def _overlaps_itself(S, k):
     ndim = layout_of(S, k).ndim
-    found = False
     for d in range(ndim):
         if strides_of(S, k)[d] == 0 and shape_of(S, k)[d] > 1:
-            found = True
-    return found and layout_of(S, k).elements > 0
+            return layout_of(S, k).elements > 0
+    return False
 
 
 @internal_words

@@ -6,6 +6,7 @@ runs its kernel once a sample, in compiled code, and its derivative is batched i
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -44,11 +45,13 @@ class Batch:
         size: number of samples.
         randomness: see `vmap`.
         values: tensors with the samples along their first dimension.
+        lifetimes: of what the function computed from its arguments (see `lifetime`).
     """
 
     def __init__(self, size: int, randomness: str) -> None:
         self.size, self.randomness = size, randomness
         self.values: dict[int, Tensor] = {}
+        self.lifetimes: list[weakref.ref] = []
         self.keep: list[Tensor] = []  # samples made inside the function, whose ids must last
 
     def run(self, rows: Iterable[Row]) -> None:

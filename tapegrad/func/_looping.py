@@ -24,8 +24,10 @@ class _Loop:
     """A call to be made once a sample; attached to each of its results."""
 
     def __init__(self, function: Callable, leaves: list[Any], structure: _tree.Structure) -> None:
-        self.function, self.leaves, self.structure = function, leaves, structure
+        self.function, self.structure = function, structure
         self.places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        # the row has the tensors; one that is later written to would keep the call, and so itself
+        self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.results: tuple[Any, list[Tensor]] = (None, [])  # of the batch they were computed for
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:

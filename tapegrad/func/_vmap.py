@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import gc
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from tapegrad import _tree
+from tapegrad import _tree, errors
 from tapegrad.autograd.rows import handle
-from tapegrad.autograd.sampling import sampling
-from tapegrad.autograd.tracing import bare, mark, rows_between, transforming, unmark
+from tapegrad.autograd.sampling import lifetime, sampling
+from tapegrad.autograd.tracing import bare, depth, mark, rows_between, transforming, unmark
 from tapegrad.creation import as_tensor
 from tapegrad.func._batching import Batch
 from tapegrad.grad_mode import set_grad_enabled
@@ -30,7 +33,8 @@ def vmap(
     """A function that maps `func` over a dimension of its arguments.
 
     `func` runs once, on the first sample; what it recorded then runs for all samples at once. So its control flow must not depend
-    on values (a shape is fine), and it may be differentiated before or after, and mapped again.
+    on values (a shape is fine), and it may be differentiated before or after, and mapped again. It may write in place to its arguments
+    and to what it makes itself.
 
     Args:
         func: takes and returns trees of tensors (NumPy arrays count).
@@ -44,6 +48,8 @@ def vmap(
 
     Raises:
         ValueError: for arguments that have no such dimension or differ in it, or results that are no tensors.
+        RuntimeError: where one sample cannot stand for all: if `func` asks for values, writes what differs between samples to a tensor
+            made outside of it, calls `backward()`, or registers a hook that gradients from outside would not call.
 
     >>> import tapegrad as tg
     >>> tg.vmap(tg.dot)(tg.tensor([[1.0, 2.0], [3.0, 4.0]]), tg.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -151,7 +157,17 @@ def _checked_dim(head: str, value: Any, dim: Any) -> int | None:
     return dim % value.ndim
 
 
-def _run(
+def _run(on_leaves: Callable, name: str, *how: Any) -> Any:
+    made, lifetimes = _mapped(on_leaves, name, *how)
+    # within another transformation its trace may still hold some
+    if not depth() and any(one() is not None for one in lifetimes):
+        gc.collect()  # what only keeps itself alive is nobody's
+        if any(one() is not None for one in lifetimes):
+            warnings.warn(errors.OUTLIVES_VMAP.format(name=name), UserWarning, stacklevel=4)
+    return made
+
+
+def _mapped(
     on_leaves: Callable,
     name: str,
     values: Sequence[Any],
@@ -159,7 +175,8 @@ def _run(
     size: int,
     out_dims: Any,
     randomness: str,
-) -> Any:
+) -> tuple[Any, list[weakref.ref]]:
+    # the results for all samples, and what lives as long as those of the first one
     result: list[Any] = []
 
     def flat(*samples: Any) -> list[Any]:
@@ -188,7 +205,7 @@ def _run(
             continue
         whole = batch.whole(out)
         made.append(whole.movedim(0, check_dim(place, whole.ndim)) if place else whole)  # type: ignore[attr-defined]
-    return _tree.unflatten(made, structure)
+    return _tree.unflatten(made, structure), batch.lifetimes
 
 
 def trace_sample(
@@ -221,6 +238,7 @@ def trace_sample(
                 with set_grad_enabled(False):
                     sample = mark(bare(bare(moved)[0].clone()))
                 batch.values[sample._id] = moved
+                batch.lifetimes.append(lifetime(sample))
                 arguments.append(sample)
                 samples.append((sample, handle(sample._id), moved))
             outputs = list(function(*arguments))

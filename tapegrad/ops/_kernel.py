@@ -222,6 +222,14 @@ def _record_filled(result: Tensor, filled: Tensor | None) -> None:
     if filled is not None:
         rt.record_on(_S, filled_op.code, filled._id, result._id, 0, 0, rt.attributes(0))
         rt.set_flag(_S, filled._id, structs.REQUIRES_GRAD, 0)
+        _launches.__dict__.setdefault("filled", []).append(filled._id)
+
+
+def let_go_of_filled() -> None:
+    """Part what this thread's traced operations filled from their results, each of which has kept the other until now."""
+    for k in getattr(_launches, "filled", ()):
+        rt.cut(_S, k)
+    _launches.filled = []
 
 
 def kernel_op(**options: Any) -> Callable[[Callable], KernelOp]:

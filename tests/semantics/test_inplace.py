@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tapegrad import errors
 from tests.helpers import const, leaf, raises, same, vals
 
 NAME = tg.__name__
@@ -424,3 +425,12 @@ def test_result_that_cannot_be_cast_is_refused(dtype, write, result, output):
         write(c)
     assert c.tolist() == [1, 1]
     assert c._version == 0
+
+
+def test_empty_tensors_are_written_to():
+    for shape in ((0,), (2, 0), (0, 3), (2, 0, 3)):
+        x = const(np.ones(shape))
+        assert x.add_(x) is x
+        assert x.mul_(2).copy_(x).shape == shape
+    with raises(errors.SELF_OVERLAP):
+        const([1.0]).expand(3).add_(1)

@@ -293,11 +293,21 @@ class Single(Cube):
 class KeepsAttributes(ByRule):
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.kept = {"square": inputs[0] ** 2, "cube": [output, 5]}
+        ctx.kept = {"square": [inputs[0] ** 2, 5]}
 
     @staticmethod
     def backward(ctx, g):
-        return ctx.kept["cube"][1] * g * ctx.kept["square"] + 0 * ctx.kept["cube"][0]
+        return ctx.kept["square"][1] * g * ctx.kept["square"][0]
+
+
+class KeepsItself(ByRule):
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.inputs, ctx.output = inputs, output
+
+    @staticmethod
+    def backward(ctx, g):
+        return 5 * g * ctx.output / ctx.inputs[0]
 
 
 class KeepsArguments(tg.autograd.Function):
@@ -380,6 +390,46 @@ def test_results_without_gradients():
     loss = lambda v: (Split.apply(v)[0] * Split.apply(v)[1]).sum()
     for found in (tg.vmap(tg.func.grad(loss))(x), tg.autograd.grad((doubled * floor).sum(), x)[0]):
         assert found.tolist() == (2 * x).tolist()
+
+
+def test_what_outlives_the_map_is_warned_of():
+    x, held = numbers(3, 2), []
+    outlives = "is still held after it has returned"
+    with pytest.warns(UserWarning, match=outlives):
+        tg.vmap(lambda v: (held.append(v * 2), v)[1])(x)
+    with pytest.warns(UserWarning, match=outlives):
+        tg.vmap(lambda v: (held.append(v), v)[1])(x)
+    with pytest.warns(UserWarning, match="by the ctx of a Function that has its own result as an attribute"):
+        found = tg.vmap(tg.func.grad(lambda v: KeepsItself.apply(v).sum()))(x)
+    agree(found, (5 * x**2).numpy(), 1e-6)
+    # what keeps itself only, and what does not come from the arguments, is no matter
+    tg.vmap(lambda v: (cycle := [v * 2], cycle.append(cycle), v)[2])(x)
+    tg.vmap(lambda v: (held.append(tg.ones(2) * 2), v)[1])(x)
+    held.clear()
+
+
+@pytest.mark.parametrize("name", ["var", "prod", "max", "written", "sorted", "own"])
+def test_nothing_is_kept(name):
+    functions = {
+        "var": lambda v: v.var(),
+        "prod": lambda v: v.prod(),
+        "max": lambda v: v.max(0).values + v.cummax(0).indices,
+        "written": lambda v: WRITES["masked"](v * 1, v),
+        "sorted": lambda v: v.sort().values,
+        "own": ByRule.apply,
+    }
+    function = lambda v: (functions[name](v), v.sum())[1]
+    x = numbers(3, 2)
+    calls = [lambda: tg.vmap(function)(x), lambda: tg.vmap(tg.func.grad(function))(x)]
+    if name != "own":
+        calls.append(lambda: tg.func.jvp(function, (x[0],), (x[0],)))
+    for call in calls:
+        call()
+    before = int(rt.state.live_buffers)
+    for _ in range(5):
+        for call in calls:
+            call()
+    assert int(rt.state.live_buffers) <= before
 
 
 def test_own_tangents():
