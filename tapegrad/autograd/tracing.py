@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
-from tapegrad import random
+from tapegrad import random, tensor
 from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -78,12 +78,51 @@ def samples_carry_gradients() -> bool:
     return any(t.requires_grad for batch, _ in getattr(_local, "samples", ()) for t in batch.values.values())
 
 
-def refuse_reading(t: Tensor) -> None:
-    """Refuse to turn a tensor into numbers while its samples are not told apart.
+class Recorder(Protocol):
+    """Notes what a function that is recorded into a program reads and draws."""
+
+    def read(self, t: Tensor) -> bool:
+        """The values of a tensor are read; whether they are not the function's own to change."""
+
+    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
+        """A tensor of random numbers, to be drawn again at each run."""
+
+
+@contextlib.contextmanager
+def noting(recorder: Recorder) -> Iterator[None]:
+    """Have a recorder told what this thread reads and draws."""
+    before = recorder_of_thread()
+    _local.recorder = recorder
+    with _lock:
+        tensor.recorders += 1
+    try:
+        yield
+    finally:
+        _local.recorder = before
+        with _lock:
+            tensor.recorders -= 1
+
+
+def recorder_of_thread() -> Recorder | None:
+    """The recorder of the function that this thread records into a program."""
+    return getattr(_local, "recorder", None)
+
+
+def before_reading(t: Tensor) -> bool:
+    """Refuse to turn a tensor into numbers while its samples are not told apart, and tell who records a program.
+
+    Returns:
+        Whether what is read must not be written to.
 
     Raises:
         RuntimeError: if this thread is inside `vmap`.
     """
+    _refuse_reading(t)
+    recorder = recorder_of_thread()
+    return recorder is not None and recorder.read(t)
+
+
+def _refuse_reading(t: Tensor) -> None:
     if getattr(_local, "samples", ()) and is_traced(t):
         raise RuntimeError(
             f"vmap: the values of a tensor of shape {list(t.shape)} that differs between samples were asked for (by .item(), an `if`, "
@@ -92,18 +131,26 @@ def refuse_reading(t: Tensor) -> None:
         )
 
 
-def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor | None:
-    """Random numbers inside `vmap`, as its `randomness` asks; None outside of it, and where all samples get the same.
+def random_samples(
+    draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], generator: random.Generator
+) -> Tensor:
+    """Random numbers of a shape; inside `vmap`, as its `randomness` asks.
 
     Args:
         draw: makes a tensor of random numbers of a shape.
         shape: of one sample's numbers.
+        generator: what they are drawn from.
 
     Raises:
         RuntimeError: where randomness is an error.
     """
+    recorder = recorder_of_thread()
+
+    def drawn(whole: tuple[int, ...]) -> Tensor:
+        return draw(whole) if recorder is None else recorder.drawn(lambda: draw(whole), generator)
+
     if not getattr(_local, "samples", ()):
-        return None
+        return drawn(shape)
     batch, randomness = _local.samples[-1]
     if randomness == "error":
         raise RuntimeError(
@@ -111,8 +158,8 @@ def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, 
             "on vmap or perform the randomness operation out of vmap"
         )
     if randomness == "same":
-        return None
-    whole = draw((batch.size, *shape))
+        return drawn(shape)
+    whole = drawn((batch.size, *shape))
     sample = mark(bare(whole[0].clone()))
     batch.values[sample._id] = whole
     batch.keep.append(sample)

@@ -25,6 +25,7 @@ from tapegrad.engine import (
     modes,
     paths,
     planned,
+    programs,
     record,
     replay,
     settle,
@@ -58,6 +59,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     ),
     "sharing": (
         tape.set_mark,
+        tape.mark_older,
         tape.attach,
         tape.retain_with,
         tape.move_grad,
@@ -75,6 +77,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     ),
     "viewing": (record.record_view, record.record_on),
     "lanes": (lanes.run_lanes,),
+    "programs": (programs.run_program,),
     "reverse": (replay.sweep_from, replay.sweep, settle.settle),
     "selecting": (
         replay.seed,
@@ -96,6 +99,8 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         settle.abandon,
     ),
 }
+# groups that touch nothing threads share, so that they release the interpreter lock
+_UNLOCKED = ("programs",)
 _GROUP_OF = {function.py_func.__name__: group for group, functions in GROUPS.items() for function in functions}
 
 
@@ -130,7 +135,7 @@ class Runtime:
             if name not in self.__dict__:
                 self._ahead.wait(group)
                 compiling = self._ahead.start if group == "control" else None
-                functions = kernels.build_group(group, GROUPS[group], compiling)
+                functions = kernels.build_group(group, GROUPS[group], compiling, group in _UNLOCKED)
                 if group == "control":
                     self._start(functions["start"])
                 else:

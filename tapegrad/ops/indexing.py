@@ -489,9 +489,9 @@ def _put_in_place(target: Tensor, numbers: Any, values: Tensor, accumulate: bool
         return
     check_writable(target)
     extents = tuple(target.shape)
-    memory = target._address_array()
+    rt.mark_written(_S, target._id, 0, 0)
+    memory = target._memory_array()
     if not target.numel() or not math.prod(shape):
-        rt.mark_written(_S, target._id, 0, 0)
         return
     covered = np.unravel_index(index._address_array().ravel(), extents[first:last])
     flat = (*extents[:first], index.numel(), *extents[last:])
@@ -501,7 +501,6 @@ def _put_in_place(target: Tensor, numbers: Any, values: Tensor, accumulate: bool
         np.add.at(memory, where, given)
     else:
         memory[where] = given
-    rt.mark_written(_S, target._id, 0, 0)
 
 
 def check_writable(target: Tensor) -> None:
