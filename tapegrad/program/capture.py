@@ -137,6 +137,7 @@ class Capture:
         self._written: dict[int, tuple[int, int]] = {}  # storage and version that belong to a value
         self._constants: dict[tuple[int, int, int], Value] = {}
         self._guarded: set[Value] = set()
+        self._generators: list[tuple[random.Generator, dict]] = []  # with their state before the capture
 
     # inputs
 
@@ -168,9 +169,16 @@ class Capture:
 
     def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
         """Random numbers, to be drawn again at each run."""
+        if not any(generator is g for g, _ in self._generators):
+            self._generators.append((generator, generator.get_state()))
         made = draw()
         self._input(made, Drawn(draw, generator))
         return made
+
+    def rewind(self) -> None:
+        """Have generators draw again what they drew during the capture."""
+        for generator, state in self._generators:
+            generator.set_state(state)
 
     # values
 

@@ -33,6 +33,8 @@ def _is_just(step: Instruction) -> Value | None:
     out = step.out
     if step.op is clone:
         return a if a is not None and a.layout == out.layout else None
+    if step.op is pw.copy:
+        return b if b is not None and b.layout == out.layout else None
     if step.op is pw.mul and a is not None and b is not None:
         for value, factor in ((a, b), (b, a)):
             if value.layout == out.layout and _is_one(factor):
