@@ -160,9 +160,7 @@ def randint(
     if low >= high:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
     shape = shape_argument("randint", (size,))
-    return _random(
-        shape, lambda numbers, whole: numbers.integers(low, high, whole), dtype, generator, requires_grad
-    )
+    return _random(shape, lambda numbers, whole: numbers.integers(low, high, whole), dtype, generator, requires_grad)
 
 
 def randperm(

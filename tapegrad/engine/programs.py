@@ -12,11 +12,11 @@ from tapegrad.engine.record import run_kernel
 from tapegrad.engine.structs import (
     OPERAND_OFFSET,
     STEP_OFFSET,
-    record_at,
     buffer_of,
     call_kernel,
     i64,
     internal_words,
+    record_at,
     state_at,
     u8,
 )

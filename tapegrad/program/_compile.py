@@ -20,9 +20,11 @@ from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.func._derivatives import value_and_grad, vjp
 from tapegrad.program.capture import Capture, capturing, standing_in
-from tapegrad.program.environment import Environment
+from tapegrad.program.environment import Callables, Environment
 from tapegrad.program.passes import optimised
 from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, own_tensors
+from tapegrad.program.showing import graph, table
+from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor, layout_facts
 
 _S = rt.S
@@ -43,14 +45,14 @@ class Family:
         eager: the line that looks at values which differ at nearly every call: the function runs eagerly.
     """
 
-    def __init__(self, structure: _tree.Structure, environment: Environment) -> None:
+    def __init__(self, structure: _tree.Structure | int, environment: Environment) -> None:
         self.programs: list[Program] = []
         self.structure, self.environment = structure, environment
         self.misses = self.runs = 0
         self.eager = ""
 
 
-class Compiled:
+class Compiled(Callables):
     """What `compile` returns: call it like the function.
 
     Args:
@@ -61,6 +63,7 @@ class Compiled:
 
     def __init__(self, function: Callable, static_argnums: Sequence[int] = (), max_programs: int = 64) -> None:
         self._function = function
+        self._watched = function  # whose names are looked after
         self._static = frozenset(static_argnums)
         self._most = max_programs
         self._families: dict[Any, Family] = {}
@@ -200,9 +203,9 @@ class Compiled:
 
     # capture
 
-    def _new_family(self, key: Any, structure: _tree.Structure) -> Family:
+    def _new_family(self, key: Any, structure: _tree.Structure | int) -> Family:
         with self._lock:
-            family = self._families[key] = Family(structure, Environment(self._function))
+            family = self._families[key] = Family(structure, Environment(self._watched))
         return family
 
     def _capture(self, family: Family, leaves: Sequence[Any]) -> Program:
@@ -234,7 +237,9 @@ class Compiled:
             with capture.running():
                 result = self._function(*args, **kwargs)
                 leaves, structure = _tree.flatten(result)
-                values, places, tracked = [], [], []
+                values: list[Value] = []
+                places: list[Place] = []
+                tracked: list[bool] = []
                 for leaf in leaves:
                     if isinstance(leaf, Tensor):
                         places.append(Place(len(values), None))
@@ -309,6 +314,7 @@ class Compiled:
                 max_programs=self._most,
             )
             known._name = f"derivative of {self._name}"
+            known._watched = self._watched
         return known
 
     def value_and_grad(
@@ -372,6 +378,28 @@ class Compiled:
         for derived in self._derived.values():
             counts = {name: counts[name] + more for name, more in derived.stats().items()}
         return counts
+
+    def programs(self) -> list[Program]:
+        """The recorded paths, those used last first."""
+        return sorted((p for f in self._families.values() for p in f.programs), key=lambda p: -p.used)
+
+    def show(self) -> None:
+        """Print the recorded programs as tables: operations, operands, shapes, bytes of the results, lines of the source.
+
+        >>> import tapegrad as tg
+        >>> f = tg.compile(lambda x: (x * 2).sum())
+        >>> _ = f(tg.ones(3))
+        >>> f.show()  # doctest: +ELLIPSIS +NORMALIZE_WHITESPACE
+        row  operation  operands  result  shape  dtype    bytes  line
+        0    mul        x0, 2.0   %0      [3]    float32  12     ...
+        1    sum        %0        %1      []     float32  4      ...
+        returns %1
+        """
+        print("\n\n".join(table(p) for p in self.programs()))
+
+    def dot(self) -> str:
+        """The recorded programs as a graph in the DOT language, for Graphviz."""
+        return graph(self.programs())
 
 
 _PLAIN = {bool, int, str, type(None), bytes}
@@ -474,9 +502,7 @@ def _pull_back(
 
 
 @overload
-def compile(
-    f: Callable, *, static_argnums: int | Sequence[int] = ..., max_programs: int = ...
-) -> Compiled: ...
+def compile(f: Callable, *, static_argnums: int | Sequence[int] = ..., max_programs: int = ...) -> Compiled: ...
 @overload
 def compile(
     f: None = None, *, static_argnums: int | Sequence[int] = ..., max_programs: int = ...

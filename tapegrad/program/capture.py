@@ -290,7 +290,8 @@ class Capture:
             self._define(k, self._shown(row, k, values[0]))
         elif op is copy_slices:
             whole, part = values[:2]
-            assert whole is not None and part is not None
+            assert whole is not None
+            assert part is not None
             out = Value(COMPUTED, rt.layout(whole.shape), whole.dtype)
             place = (row.words[0], row.words[1])
             self.steps.append(Instruction(op, (whole, part, None), out, place=place, line=_line()))

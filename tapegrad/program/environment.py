@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,15 @@ import numpy as np
 from tapegrad.tensor import Tensor
 
 _missing = object()
+
+
+class Callables:
+    """Marks callable objects that programs see through."""
+
+
 # compared by value; tensors, arrays and functions are compared by identity
 _BY_VALUE = (bool, int, float, str, bytes, type(None), tuple, frozenset)
-_BY_IDENTITY = (Tensor, np.ndarray, types.FunctionType)
+_BY_IDENTITY = (Tensor, np.ndarray, types.FunctionType, functools.partial, Callables)
 
 
 class Environment:
@@ -38,8 +46,7 @@ class Environment:
             value = function.__globals__.get(name, _missing)
             if isinstance(value, _BY_VALUE + _BY_IDENTITY):
                 self._names.append((function.__globals__, name, value))
-                if isinstance(value, types.FunctionType):
-                    self._add(value, seen)
+                self._follow(value, seen)
         for cell in function.__closure__ or ():
             try:
                 value = cell.cell_contents
@@ -47,8 +54,12 @@ class Environment:
                 continue
             if isinstance(value, _BY_VALUE + _BY_IDENTITY):
                 self._cells.append((cell, value))
-                if isinstance(value, types.FunctionType):
-                    self._add(value, seen)
+                self._follow(value, seen)
+
+    def _follow(self, value: Any, seen: set[int]) -> None:
+        if callable(value):
+            for found in _functions(value):
+                self._add(found, seen)
 
     def is_same(self) -> bool:
         """Whether all names mean what they did."""
@@ -83,12 +94,14 @@ def _functions(function: Any) -> Iterator[types.FunctionType]:
     # the Python functions that a callable is made of
     if isinstance(function, types.FunctionType):
         yield function
-        wrapped: Callable | None = getattr(function, "__wrapped__", None)
-        if wrapped is not None:
-            yield from _functions(wrapped)
     elif isinstance(function, types.MethodType):
         yield from _functions(function.__func__)
-    elif hasattr(function, "func"):  # a partial
+    elif isinstance(function, functools.partial):
         yield from _functions(function.func)
-    elif hasattr(type(function), "__call__") and isinstance(type(function).__call__, types.FunctionType):
-        yield type(function).__call__
+    elif not isinstance(function, type):
+        called = inspect.getattr_static(type(function), "__call__", None)
+        if isinstance(called, types.FunctionType):
+            yield called
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is not None:
+        yield from _functions(wrapped)

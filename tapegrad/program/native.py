@@ -117,7 +117,9 @@ class Native:
     def _place(self, step: Instruction) -> list[dict[str, int]]:
         # the whole, unless it is there already, then the part
         whole, part = step.inputs[:2]
-        assert whole is not None and part is not None and step.place is not None
+        assert whole is not None
+        assert part is not None
+        assert step.place is not None
         steps = []
         if whole.root()[0] not in self._places or self._places.get(step.out) != self._places[whole.root()[0]]:
             steps.append(self._pointwise(pw.copy, (step.out, whole, None), step.out))
@@ -275,5 +277,3 @@ class Replica:
         """The elements of a contiguous value after a run that got that far."""
         k = self._native._ids[value]
         return ctypes.string_at(int(self._buffers["data"][k]), value.nbytes())
-
-

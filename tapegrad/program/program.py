@@ -90,7 +90,9 @@ class Program:
         owned = self.small_in + [(k, 0) for k, v, _, _ in self._results if self.as_arrays and v.nbytes() <= _SMALL]
         self.owned = [k for k, _ in owned]
         # nothing but small arrays in and out
-        self.plain = self.as_arrays and not (self.captured or self.drawn or self._large_in) and len(owned) == self.native.given
+        self.plain = (
+            self.as_arrays and not (self.captured or self.drawn or self._large_in) and len(owned) == self.native.given
+        )
         self._whole = self.structure.kind is None and len(places) == 1
 
     def _take(self) -> _Bound:
@@ -155,7 +157,9 @@ class Program:
         answer = bound.replica.run()
         if answer != FINISHED:
             return self._stopped(bound, answer)
-        found = [bound.owned[k].copy() if f is None else f for f, (k, _, _, _) in zip(found, self._results, strict=True)]
+        found = [
+            bound.owned[k].copy() if f is None else f for f, (k, _, _, _) in zip(found, self._results, strict=True)
+        ]
         self._pool.append(bound)
         self.replays += 1
         return found
