@@ -21,8 +21,9 @@ _lock = threading.Lock()
 _watching = 0
 # entry points that put a row on the tape
 _RECORDING = ("record", "record_scalar", "record_kernel", "record_planned", "record_view", "record_on", "share_leaf")
-# entry points that change what there is
+# entry points that change what there is, or bring in memory of others
 _CHANGING = ("mark_written", "take_memory", "set_grad")
+_INTERCEPTED = (*_RECORDING, *_CHANGING, "adopt_leaf")
 _unwatched: dict[str, Callable[..., Any]] = {}
 
 
@@ -60,7 +61,7 @@ def _watched(name: str, original: Callable[..., int]) -> Callable[..., int]:
 def _tell(name: str, given: tuple, k: int, watchers: tuple, interceptors: tuple[Interceptor, ...]) -> None:
     # while somebody watches, `record` writes in place only what it does not put on the tape
     written = name == "record" and given[0] & structs.IN_PLACE
-    index = -1 if written else rt.look(_S, k, LOOK_PRODUCER)
+    index = -1 if written or name not in _RECORDING else rt.look(_S, k, LOOK_PRODUCER)
     try:
         if index >= 0:
             for watcher in watchers:
@@ -117,8 +118,8 @@ def _count(change: int) -> None:
     global _watching
     with _lock:
         if not _watching:
-            _unwatched.update({name: getattr(rt, name) for name in (*_RECORDING, *_CHANGING)})
-            vars(rt).update({name: _watched(name, _unwatched[name]) for name in (*_RECORDING, *_CHANGING)})
+            _unwatched.update({name: getattr(rt, name) for name in _INTERCEPTED})
+            vars(rt).update({name: _watched(name, _unwatched[name]) for name in _INTERCEPTED})
         _watching += change
         if not _watching:
             vars(rt).update(_unwatched)

@@ -231,7 +231,6 @@ class Compiled(Callables):
         self, capture: Capture, family: Family, given: list[Any], arrays: list[bool], positions: list[int]
     ) -> Program:
         args, kwargs = self._arguments(family, given)
-        ids = [given[p]._id for p in positions]
         before = rt.set_mode(_S, 0)
         try:
             with capture.running():
@@ -249,12 +248,6 @@ class Compiled(Callables):
                         places.append(Place(-1, leaf.copy() if isinstance(leaf, np.ndarray) else leaf))
         finally:
             rt.set_mode(_S, before)
-        for p, k in zip(positions, ids, strict=True):
-            if given[p]._id != k:
-                raise RuntimeError(
-                    f"compile: {self._name} writes to its argument of shape {list(given[p].shape)} in place; a recorded program would not "
-                    "write to the caller's tensor. Return the new value, or clone() the argument first"
-                )
         if not values:
             raise TypeError(
                 f"compile: {self._name} returned no tensor but {_named(result)}; return the tensors it computes (not numbers made of them "
@@ -493,8 +486,10 @@ def _pull_back(
         places = iter(wanted)
         chosen = [next(places) if n else t for t, n in zip(tensors, needs, strict=True)]
         args, kwargs = compiled._arguments(family, template.filled(chosen[: len(given)]))
-        with standing_in({t._id: s for t, s in zip(outside, chosen[len(given) :], strict=True)}):
+        others = {t._id: s for t, s in zip(outside, chosen[len(given) :], strict=True)}
+        with standing_in(others):
             leaves = _tree.flatten(compiled._function(*args, **kwargs))[0]
+        leaves = [others.get(t._id, t) if isinstance(t, Tensor) else t for t in leaves]
         return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
 
     _, back = vjp(of_wanted, *(t for t, n in zip(tensors, needs, strict=True) if n))

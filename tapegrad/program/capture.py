@@ -74,9 +74,23 @@ ALIASED = (
     "compile: a value of shape {} was written to through another tensor that shares its memory (from detach(), .data or the like) and is "
     "used again; clone() it before it is written to"
 )
+ARGUMENT = (
+    "compile: the function writes to its argument of shape {} in place{}; a recorded program would not write to the caller's tensor. Return "
+    "the new value, or clone() the argument first"
+)
+BACKWARD = (
+    "compile: the function leaves a gradient of shape {} in .grad of a tensor that it did not make itself{}; a recorded program would not. "
+    "Use autograd.grad, or value_and_grad of the compiled function, which return gradients"
+)
 MUTATED = (
     "compile: the function writes to a tensor of shape {} that it did not make itself{}; a recorded program would not repeat that. Return "
     "the new value and assign it outside, or clone() the tensor first"
+)
+
+
+UNSEEN = (
+    "compile: the function writes in place to a tensor of shape {} that requires grad while gradients are switched off{}; a recorded program "
+    "would not know what its gradient is. Write to its detach().clone(), or switch gradients on"
 )
 
 
@@ -132,6 +146,7 @@ class Capture:
         self.values: dict[int, Value] = {}  # by id of the buffer that holds the value meanwhile
         self.inputs: list[Value] = []
         self.steps: list[Instruction | Guard] = []
+        self._given: set[int] = set()  # buffers of inputs
         self.outside: dict[int, Tensor] = {}  # by id of a tensor's buffer from before, what stands for it
         self._held: list[Tensor] = []
         self._written: dict[int, tuple[int, int]] = {}  # storage and version that belong to a value
@@ -154,6 +169,7 @@ class Capture:
         meta = rt.look(_S, t._id, LOOK_META)
         value = Value(INPUT, meta >> 16, dtypes.ALL[meta & 0xFF], source=source)
         self.inputs.append(value)
+        self._given.add(t._id)
         self._define(t._id, value)
 
     def _stand_in(self, k: int) -> int:
@@ -224,10 +240,11 @@ class Capture:
         """Put what stands for tensors from outside in their place."""
         places = _OPERANDS.get(name)
         if places is None:
-            self._check_written(given[0])
+            if name != "adopt_leaf":
+                self._check_change(name, given[0])
             return given
         if name == "record" and given[0] & structs.IN_PLACE:
-            self._check_written(given[1])
+            self._check_change(name, given[1])
         shared = name in ("share_leaf", "record_on")
         changed = list(given)
         for p in places:
@@ -250,14 +267,36 @@ class Capture:
         # a view that has to follow its base is asked for again once it does
         return self._stand_in(k) if rt.look(_S, k, LOOK_OLDER) and not rt.look(_S, k, LOOK_STALE) else k
 
-    def _check_written(self, k: int) -> None:
-        if k not in self.values and rt.look(_S, k, LOOK_OLDER):
-            shape = list(layout_facts(rt.look(_S, k, LOOK_META) >> 16)[0])
+    def _check_change(self, name: str, k: int) -> None:
+        # of what is not the function's own
+        value = self.values.get(k)
+        root = None if value is None else value.root()[0]
+        source = None if root is None else root.source
+        if root is None and rt.look(_S, k, LOOK_OLDER):
+            source = Captured
+        message = ""
+        if name == "set_grad":
+            message = BACKWARD if k in self._given or (root is None and source is not None) else ""
+        elif isinstance(source, Argument):
+            message = ARGUMENT
+        elif source is not None and not isinstance(source, Drawn):
+            message = MUTATED
+        elif root is not None and self._hides_gradient(k):
+            message = UNSEEN
+        if message:
             line = _line()
-            raise RuntimeError(MUTATED.format(shape, f" ({line})" if line else ""))
+            shape = layout_facts(rt.look(_S, k, LOOK_META) >> 16)[0] if root is None else root.shape
+            raise RuntimeError(message.format(list(shape), f" ({line})" if line else ""))
+
+    @staticmethod
+    def _hides_gradient(k: int) -> bool:
+        return bool(rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD and rt.mode_of_thread(_S))
 
     def after(self, name: str, given: tuple, k: int, index: int) -> None:
         """Make an instruction of a recorded row."""
+        if name == "adopt_leaf":
+            self._input(handle(k), Captured(handle(k)))
+            return
         if name not in _OPERANDS:
             for written in given[: 2 if name == "take_memory" else 1]:
                 self._note_version(written)
