@@ -19,10 +19,10 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.func._derivatives import value_and_grad, vjp
-from tapegrad.program.capture import Capture, capturing, standing_in
+from tapegrad.program.capture import Capture, capturing, drawing_again, standing_in
 from tapegrad.program.environment import Callables, Environment
 from tapegrad.program.passes import optimised
-from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, own_tensors
+from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, Ran, own_tensors
 from tapegrad.program.showing import graph, table
 from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor, layout_facts
@@ -90,12 +90,12 @@ class Compiled(Callables):
             family = self._new_family(key, structure)
         if family.eager:
             return self._eagerly(leaves, family)
-        program, outputs = self._outputs(family, leaves)
+        program, ran = self._run(family, leaves)
         if program is None:
-            return outputs
+            return ran
         if program.as_arrays or not any(program.tracked) or rt.mode_of_thread(_S):
-            return program.result(outputs)
-        return self._tracked(key, family, program, leaves, outputs)
+            return program.result(ran.outputs)
+        return self._tracked(key, family, program, leaves, ran)
 
     def _signature(self, args: tuple, kwargs: dict) -> tuple[list[Any], _tree.Structure | int, Any]:
         key: list[Any] = [dtypes.get_default_dtype(), len(args)]
@@ -158,8 +158,8 @@ class Compiled(Callables):
         args, kwargs = _tree.unflatten(leaves, family.structure)
         return tuple(a.value if isinstance(a, _Fixed) else a for a in args), kwargs
 
-    def _outputs(self, family: Family, leaves: Sequence[Any]) -> tuple[Program | None, Any]:
-        """Run the path that these arguments take; the program and its outputs, or None and the result of an eager run."""
+    def _run(self, family: Family, leaves: Sequence[Any]) -> tuple[Program | None, Any]:
+        """Run the path that these arguments take; the program and how it ran, or None and the result of an eager run."""
         self._calls += 1
         saved: list[tuple[Any, Any]] = []
         tried: set[int] = set()
@@ -288,13 +288,11 @@ class Compiled(Callables):
 
     # derivatives
 
-    def _tracked(self, key: Any, family: Family, program: Program, leaves: list[Any], outputs: list[Any]) -> Any:
-        data = [v for v in leaves if isinstance(v, Tensor | np.ndarray)]
-        tensors = [v if isinstance(v, Tensor) else as_tensor(v) for v in data]
+    def _tracked(self, key: Any, family: Family, program: Program, leaves: list[Any], ran: Ran) -> Any:
+        data = [v if isinstance(v, Tensor) else as_tensor(v) for v in leaves if isinstance(v, Tensor | np.ndarray)]
         outside = [s.tensor for s in program.captured if s.tensor.requires_grad]
-        call = _Call(self, key, family, program, leaves, outputs, len(tensors))
-        made = _CompiledCall.apply(call, *tensors, *outside)
-        return program.result(made)
+        call = _Call(self, key, family, program, leaves, ran.outputs, len(data), len(outside))
+        return program.result(_CompiledCall.apply(call, *data, *outside, *ran.draws))
 
     def _pull_back(self, call: _Call, needs: tuple[bool, ...]) -> Compiled:
         """The compiled derivative of calls of one signature: of tensors and of adjoints of the outputs."""
@@ -438,10 +436,24 @@ def _named(result: Any) -> str:
 class _Call:
     # one call whose result carries gradients
     def __init__(
-        self, compiled: Compiled, key: Any, family: Family, program: Program, leaves: list, outputs: list, count: int
+        self,
+        compiled: Compiled,
+        key: Any,
+        family: Family,
+        program: Program,
+        leaves: list[Any],
+        outputs: list[Any],
+        data: int,
+        outside: int,
     ) -> None:
         self.compiled, self.key, self.family, self.program = compiled, key, family, program
-        self.leaves, self.outputs, self.count = leaves, outputs, count
+        self.leaves, self.outputs = leaves, outputs
+        self.data, self.outside = data, outside  # how many tensors there are of each
+
+    def parts(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The data among the arguments, tensors from outside, and random numbers."""
+        end = self.data + self.outside
+        return list(tensors[: self.data]), list(tensors[self.data : end]), list(tensors[end:])
 
 
 class _CompiledCall(Function):
@@ -465,7 +477,7 @@ class _CompiledCall(Function):
         needs = ctx.needs_input_grad[1:]
         arrived = [g for g, tracks in zip(adjoints, call.program.tracked, strict=True) if tracks]
         pull_back = call.compiled._pull_back(call, needs)
-        found = iter(pull_back(list(tensors[: call.count]), list(tensors[call.count :]), arrived))
+        found = iter(pull_back(*call.parts(tensors), arrived))
         return (None, *(next(found) if n else None for n in needs))
 
 
@@ -477,17 +489,19 @@ def _pull_back(
     outside: Sequence[Tensor],
     given: list[Tensor],
     captured: list[Tensor],
+    draws: list[Tensor],
     adjoints: list[Tensor],
 ) -> list[Tensor]:
     # the gradients of the tensors that need one
     tensors = [*given, *captured]
+    needs = needs[: len(tensors)]
 
     def of_wanted(*wanted: Tensor) -> list[Tensor]:
         places = iter(wanted)
         chosen = [next(places) if n else t for t, n in zip(tensors, needs, strict=True)]
         args, kwargs = compiled._arguments(family, template.filled(chosen[: len(given)]))
         others = {t._id: s for t, s in zip(outside, chosen[len(given) :], strict=True)}
-        with standing_in(others):
+        with standing_in(others), drawing_again(draws):
             leaves = _tree.flatten(compiled._function(*args, **kwargs))[0]
         leaves = [others.get(t._id, t) if isinstance(t, Tensor) else t for t in leaves]
         return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]

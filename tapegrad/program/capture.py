@@ -20,7 +20,7 @@ import tapegrad
 from tapegrad import dtypes, random
 from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
-from tapegrad.autograd.tracing import noting, recorder_of_thread, transforming
+from tapegrad.autograd.tracing import Recorder, noting, recorder_of_thread, transforming
 from tapegrad.autograd.watching import intercepting, unwatched
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -136,7 +136,7 @@ def _line() -> str:
 
 def capturing() -> bool:
     """Whether this thread is capturing a function."""
-    return isinstance(recorder_of_thread(), Capture)
+    return recorder_of_thread() is not None
 
 
 class Capture:
@@ -438,3 +438,22 @@ class StandingIn:
 def standing_in(others: dict[int, Tensor]) -> contextlib.AbstractContextManager[None]:
     """Within this block, tensors from outside, by the id of their buffer, are others in all that this thread computes."""
     return intercepting(StandingIn(others)) if others else contextlib.nullcontext()
+
+
+class _DrawnBefore:
+    # gives a function the random numbers that an earlier run of it drew
+    def __init__(self, draws: Sequence[Tensor], outer: Recorder | None) -> None:
+        self._draws, self._outer = iter(draws), outer
+
+    def read(self, t: Tensor) -> bool:
+        """What reading means to who records."""
+        return self._outer is not None and self._outer.read(t)
+
+    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
+        """The next of the numbers."""
+        return next(self._draws)
+
+
+def drawing_again(draws: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Within this block, random numbers are these."""
+    return noting(_DrawnBefore(draws, recorder_of_thread())) if draws else contextlib.nullcontext()

@@ -31,6 +31,13 @@ class Place(NamedTuple):
     fixed: Any
 
 
+class Ran(NamedTuple):
+    """A run to the end: its outputs, and the random numbers it drew."""
+
+    outputs: list[Any]
+    draws: Sequence[Tensor]
+
+
 class Outcome(NamedTuple):
     """What a guard met: its number among the program's guards, and the bytes there."""
 
@@ -101,7 +108,7 @@ class Program:
         except IndexError:
             return _Bound(self)
 
-    def run(self, leaves: Sequence[Any]) -> list[Any] | Outcome:
+    def run(self, leaves: Sequence[Any]) -> Ran | Outcome:
         """Run on the leaves of the arguments.
 
         Returns:
@@ -122,11 +129,12 @@ class Program:
         found = [owned[k].copy() for k, _, _, _ in self._results]
         self._pool.append(bound)
         self.replays += 1
-        return found
+        return Ran(found, ())
 
-    def _run_on(self, bound: _Bound, leaves: Sequence[Any]) -> list[Any] | Outcome:
+    def _run_on(self, bound: _Bound, leaves: Sequence[Any]) -> Ran | Outcome:
         addresses = bound.replica.addresses
         keep: list[Any] = []
+        draws: list[Tensor] = []
         for k, p in self._from_tensors:
             addresses[k] = rt.look(_S, leaves[p]._id, LOOK_DATA)
         for k, p in self._large_in:
@@ -140,7 +148,7 @@ class Program:
             addresses[k] = _address_of(source)
         for k, drawn in self.drawn:
             t = drawn.draw()
-            keep.append(t)
+            draws.append(t)
             addresses[k] = rt.look(_S, t._id, LOOK_DATA)
         found: list[Any] = []
         for k, value, layout, dtype in self._results:
@@ -162,7 +170,7 @@ class Program:
         ]
         self._pool.append(bound)
         self.replays += 1
-        return found
+        return Ran(found, draws)
 
     def _stopped(self, bound: _Bound, answer: int) -> Outcome:
         step = self.code.steps[bound.replica.stopped()]
