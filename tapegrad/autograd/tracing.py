@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from tapegrad import random, tensor
 from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
@@ -86,6 +88,9 @@ class Recorder(Protocol):
 
     def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
         """A tensor of random numbers, to be drawn again at each run."""
+
+    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
+        """What a NumPy function makes of values, to be called again at each run."""
 
 
 @contextlib.contextmanager
@@ -237,3 +242,4 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
 
 
 random.draw_samples = random_samples
+_reading.recorder_of_thread = recorder_of_thread

@@ -22,9 +22,9 @@ from tapegrad.engine.structs import (
 )
 
 # how a step runs
-FLAT, STRIDED, PLAIN, MERGING, GUARD = range(5)
+FLAT, STRIDED, PLAIN, MERGING, GUARD, CALL = range(6)
 
-# one step: a kernel call, or a guard
+# one step: a kernel call, a guard, or something for Python to do
 STEP = np.dtype(
     [
         ("kernel", "i8"),
@@ -62,7 +62,7 @@ step_at = record_at(STEP)
 program_at = record_at(PROGRAM)
 
 # answers of a run; a kernel that failed answers with its own negative number
-FINISHED, OTHER_PATH = 0, 1
+FINISHED, OTHER_PATH, FOR_PYTHON = 0, 1, 2
 
 
 @internal_words
@@ -76,12 +76,12 @@ def _differs(data, expected, nbytes):
 
 
 @internal_words
-def _run_steps(P, program):
+def _run_steps(P, program, start):
     s = state_at(P)
     p = program_at(program)
     along = i64(P + STEP_OFFSET)
     operand = i64(P + OPERAND_OFFSET)
-    for k in range(p.count):
+    for k in range(start, p.count):
         step = step_at(p.steps + k * STEP_SIZE)
         how = step.how
         items = step.items
@@ -102,6 +102,9 @@ def _run_steps(P, program):
                 p.stopped = k
                 return OTHER_PATH
             continue
+        elif how == CALL:
+            p.stopped = k
+            return FOR_PYTHON
         run_kernel(P, step.kernel, step.row, items, step.work)
         if how == MERGING:
             call_kernel(step.kernel, P, step.row, -1, items)
@@ -114,16 +117,17 @@ def _run_steps(P, program):
 
 
 @internal_words
-def run_program(S, program, addresses):
+def run_program(S, program, addresses, start):
     """Run a program.
 
     Args:
         S: the state of the tape, which knows how many threads to use.
         program: address of a PROGRAM record that nobody else runs meanwhile.
         addresses: address of the addresses of what it is given and where its results go.
+        start: the first step to run.
 
     Returns:
-        FINISHED; OTHER_PATH if a guard met another value than was recorded; or what a kernel that failed wants answered.
+        FINISHED; OTHER_PATH if a guard met another value than was recorded; FOR_PYTHON at a step that Python does; or what a kernel that failed wants answered.
     """
     p = program_at(program)
     P = p.state
@@ -136,4 +140,4 @@ def run_program(S, program, addresses):
     binds = i64(p.binds)
     for k in range(p.bind_count):
         buffer_of(P, binds[3 * k + 1]).data = given[binds[3 * k]] + binds[3 * k + 2]
-    return _run_steps(P, program)
+    return _run_steps(P, program, start)

@@ -22,6 +22,7 @@ from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
 from tapegrad.autograd.tracing import Recorder, noting, recorder_of_thread, transforming
 from tapegrad.autograd.watching import intercepting, unwatched
+from tapegrad.creation import from_copy
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import (
@@ -43,9 +44,11 @@ from tapegrad.program.values import (
     COMPUTED,
     CONSTANT,
     INPUT,
+    Call,
     Code,
     Guard,
     Instruction,
+    Step,
     Value,
     constant_of,
     view_of,
@@ -145,7 +148,7 @@ class Capture:
     def __init__(self) -> None:
         self.values: dict[int, Value] = {}  # by id of the buffer that holds the value meanwhile
         self.inputs: list[Value] = []
-        self.steps: list[Instruction | Guard] = []
+        self.steps: list[Step] = []
         self._given: set[int] = set()  # buffers of inputs
         self.outside: dict[int, Tensor] = {}  # by id of a tensor's buffer from before, what stands for it
         self._held: list[Tensor] = []
@@ -387,6 +390,25 @@ class Capture:
             self.steps.append(Guard(plain, expected, _line()))
         return True
 
+    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
+        """Have each run call a NumPy function of values."""
+        arrays = [t._memory_array() for t in tensors]
+        for array in arrays:
+            array.flags.writeable = False
+        made = from_copy(function(*arrays))
+        values = []
+        for t in tensors:
+            k = t._id
+            if k not in self.values and rt.look(_S, k, LOOK_OLDER):
+                k = self._stand_in(k)
+            values.append(self.value(k))
+        if any(v.kind != CONSTANT for v in values):
+            plain = tuple(self.as_laid(v, rt.contiguous_of(_S, v.layout)) for v in values)
+            out = Value(COMPUTED, rt.layout(tuple(made.shape)), made.dtype)
+            self.steps.append(Call(function, plain, out, _line()))
+            self._define(made._id, out)
+        return made
+
     # the run
 
     @contextlib.contextmanager
@@ -452,6 +474,12 @@ class _DrawnBefore:
     def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
         """The next of the numbers."""
         return next(self._draws)
+
+    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
+        """What computing means to who records."""
+        if self._outer is not None:
+            return self._outer.computed(function, tensors)
+        return from_copy(function(*(t._memory_array() for t in tensors)))
 
 
 def drawing_again(draws: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:

@@ -13,13 +13,13 @@ import numba
 import numpy as np
 
 from tapegrad.engine import structs
-from tapegrad.engine.programs import FLAT, GUARD, MERGING, PLAIN, PROGRAM, STEP, STRIDED
+from tapegrad.engine.programs import CALL, FLAT, FOR_PYTHON, GUARD, MERGING, PLAIN, PROGRAM, STEP, STRIDED
 from tapegrad.engine.record import PARALLEL_WORK
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._rule import Op, Pointwise
 from tapegrad.program.memory import planned
-from tapegrad.program.values import CONSTANT, VIEW, Code, Guard, Instruction, Value
+from tapegrad.program.values import CONSTANT, VIEW, Call, Code, Guard, Instruction, Value
 from tapegrad.tensor import layout_facts
 
 _S = rt.S
@@ -70,7 +70,14 @@ class Native:
         steps: list[dict[str, int]] = []
         self.numbers: list[int] = []  # of the native steps, that of the code's
         for number, step in enumerate(code.steps):
-            made = self._guard(step) if isinstance(step, Guard) else self._instruction(step)
+            if isinstance(step, Guard):
+                made = self._guard(step)
+            elif isinstance(step, Call):
+                for value in (*step.inputs, step.out):
+                    self._id(value)
+                made = [{"how": CALL}]
+            else:
+                made = self._instruction(step)
             steps += made
             self.numbers += [number] * len(made)
         for value in (*code.inputs, *code.outputs):
@@ -185,7 +192,7 @@ class Native:
                 row["attr"] = base + 8 * start
                 start += len(words) + 1
         for step in steps:
-            if step["how"] != GUARD:
+            if "row" in step:
                 step["row"] = _address(rows) + step["row"] * structs.ROW_SIZE
         self._keep += [rows, attributes]
 
@@ -266,8 +273,33 @@ class Replica:
         self._addresses = _address(self.addresses)
 
     def run(self) -> int:
-        """Run over what `addresses` say; the answer of the engine's `run_program`."""
-        return rt.run_program(_S, self._address, self._addresses)
+        """Run over what `addresses` say; the answer of the engine's `run_program`, after what is for Python."""
+        answer = rt.run_program(_S, self._address, self._addresses, 0)
+        while answer == FOR_PYTHON:
+            self._call(self._native.code.steps[self.stopped()])
+            answer = rt.run_program(_S, self._address, self._addresses, int(self._program["stopped"][0]) + 1)
+        return answer
+
+    def _call(self, step: Any) -> None:
+        arrays = [self._array(v) for v in step.inputs]
+        for array in arrays:
+            array.flags.writeable = False
+        found = step.function(*arrays)
+        out = self._array(step.out)
+        if found.shape != out.shape:
+            raise RuntimeError(
+                f"compile: {step.name} gave a result of shape {found.shape}, and of {out.shape} when it was recorded"
+            )
+        out[...] = found
+
+    def _array(self, value: Value) -> np.ndarray:
+        # the elements of a contiguous value
+        if not value.elements:
+            return np.empty(value.shape, value.dtype.numpy)
+        memory: Any = (ctypes.c_char * value.nbytes()).from_address(
+            int(self._buffers["data"][self._native._ids[value]])
+        )
+        return np.ndarray(value.shape, value.dtype.numpy, memory)
 
     def stopped(self) -> int:
         """The number of the code's step that stopped the last run."""

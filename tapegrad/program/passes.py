@@ -10,13 +10,13 @@ import numpy as np
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops.convert import clone
-from tapegrad.program.values import COMPUTED, CONSTANT, VIEW, Code, Guard, Instruction, Value, view_of
+from tapegrad.program.values import COMPUTED, CONSTANT, VIEW, Code, Guard, Instruction, Step, Value, view_of
 
 
 def simplified(code: Code) -> Code:
     """Code without copies of values, which nothing writes to, and products with one."""
     same: dict[Value, Value] = {}
-    steps: list[Instruction | Guard] = []
+    steps: list[Step] = []
     for step in code.steps:
         step = _over(step, same)
         source = _is_just(step) if isinstance(step, Instruction) else None
@@ -60,7 +60,7 @@ def _replaced(value: Value, same: dict[Value, Value]) -> Value:
     return value
 
 
-def _over(step: Instruction | Guard, same: dict[Value, Value]) -> Instruction | Guard:
+def _over(step: Step, same: dict[Value, Value]) -> Step:
     if not same:
         return step
     swap = {v: r for v in step.operands() if (r := _replaced(v, same)) is not v}
@@ -86,7 +86,7 @@ def without_repetition(code: Code) -> Code:
             key = (value.layout, value.dtype, value.array.tobytes())
         return value if key is None else names.setdefault(key, value)
 
-    steps: list[Instruction | Guard] = []
+    steps: list[Step] = []
     for step in code.steps:
         step = step.over({v: n for v in step.operands() if (n := named(v)) is not v and n is not None})
         if isinstance(step, Guard):
@@ -94,7 +94,7 @@ def without_repetition(code: Code) -> Code:
                 guarded.add(step.value)
                 steps.append(step)
             continue
-        if step.fills:
+        if not isinstance(step, Instruction) or step.fills:
             steps.append(step)
             continue
         operands = (*step.inputs, *step.extra)
@@ -110,7 +110,7 @@ def without_repetition(code: Code) -> Code:
 def without_dead(code: Code) -> Code:
     """Code without what neither a result nor a guard needs."""
     needed = {v.root()[0] for v in code.outputs}
-    steps: list[Instruction | Guard] = []
+    steps: list[Step] = []
     for step in reversed(code.steps):
         if isinstance(step, Guard) or any(v in needed for v in step.results()):
             needed.update(v.root()[0] for v in step.operands())

@@ -175,7 +175,7 @@ class Program:
     def _stopped(self, bound: _Bound, answer: int) -> Outcome:
         step = self.code.steps[bound.replica.stopped()]
         if not isinstance(step, Guard):
-            raise KernelRaised(step.op.name, answer)
+            raise KernelRaised(answer)
         found = Outcome(self.guards.index(step), bound.replica.bytes_of(step.value))
         self._pool.append(bound)
         return found

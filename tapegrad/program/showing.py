@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tapegrad.program.capture import Argument, Captured
 from tapegrad.program.program import Program
-from tapegrad.program.values import CONSTANT, INPUT, VIEW, Guard, Value
+from tapegrad.program.values import CONSTANT, INPUT, VIEW, Call, Guard, Step, Value
 
 _HEADINGS = ("row", "operation", "operands", "result", "shape", "dtype", "bytes", "line")
 _MOST = 12  # characters of a constant
@@ -40,6 +40,12 @@ class Names:
         return self._names[value]
 
 
+def _name(step: Step) -> str:
+    if isinstance(step, Guard):
+        return "guard"
+    return step.name if isinstance(step, Call) else step.op.name
+
+
 def _rows(program: Program) -> Iterator[Sequence[str]]:
     names = Names(program)
     for number, step in enumerate(program.code.steps):
@@ -53,7 +59,7 @@ def _rows(program: Program) -> Iterator[Sequence[str]]:
             size = sum(v.elements * v.dtype.itemsize for v in results)
             yield (
                 str(number),
-                step.op.name,
+                _name(step),
                 operands,
                 " ".join(names.of(v) for v in results),
                 shapes,
@@ -97,7 +103,7 @@ def _nodes(program: Program, prefix: str) -> Iterator[str]:
     for number, step in enumerate(program.code.steps):
         own = f"{prefix}s{number}"
         guard = isinstance(step, Guard)
-        label = "guard" if guard else f"{step.op.name} {list(step.out.shape)}"  # type: ignore[union-attr]
+        label = "guard" if isinstance(step, Guard) else f"{_name(step)} {list(step.out.shape)}"
         for value in step.operands():
             yield from node(value)
         for value in step.results():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,16 +170,54 @@ class Guard:
         return dataclasses.replace(self, value=values[self.value]) if self.value in values else self
 
 
+@dataclasses.dataclass(eq=False)
+class Call:
+    """A NumPy function of values that no kernel computes, such as the order of elements.
+
+    Attributes:
+        function: of the operands' elements as arrays, to those of the result.
+        inputs: the operands, contiguous.
+        out: the result.
+        line: of the source, where known.
+    """
+
+    function: Callable
+    inputs: tuple[Value, ...]
+    out: Value
+    line: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        return function.__name__.strip("_<>")
+
+    def operands(self) -> Iterator[Value]:
+        """The values it reads."""
+        yield from self.inputs
+
+    def results(self) -> Iterator[Value]:
+        """The value it computes."""
+        yield self.out
+
+    def over(self, values: dict[Value, Value]) -> Call:
+        """The same call with some operands replaced."""
+        return dataclasses.replace(self, inputs=tuple(values.get(v, v) for v in self.inputs))
+
+
+Step = Instruction | Guard | Call
+
+
 @dataclasses.dataclass
 class Code:
     """A captured function: what it is given, what it does, what comes out.
 
     Attributes:
         inputs: values given at each call, in order.
-        steps: instructions and guards, in order.
+        steps: instructions, guards and calls, in order.
         outputs: the results, some of which may be inputs or constants.
     """
 
     inputs: Sequence[Value]
-    steps: list[Instruction | Guard]
+    steps: list[Step]
     outputs: list[Value]

@@ -174,6 +174,56 @@ def test_random_paths_equal_eager():
     assert f.stats()["programs"] <= 4
 
 
+def test_order_and_places_are_found_again():
+    """What NumPy computes of values is computed again at each run: one program serves all orders and indices."""
+    table = tg.arange(12.0, dtype=tg.float64).reshape(4, 3)
+
+    def g(x, k):
+        y = x.sort(0, descending=True)
+        z = x.topk(2, 0).values.sum(0) + x.kthvalue(1, 0).values * x.argsort(0)[0]
+        w = table[k] * table[k, :1] + table.index_select(0, k) + F.embedding(k, table)
+        v = x[k, k % 3] + x.take(k) + x.t().gather(1, k.expand(3, 2))[0]
+        u = tg.searchsorted(tg.tensor([0.0, 0.5], dtype=tg.float64), x).sum() + tg.isin(k, tg.tensor([1])).sum()
+        t = x * 1
+        t[k] = 0.0
+        s = tg.zeros(4, dtype=tg.float64)
+        s[k] = 2.0
+        return ((y.values * y.indices).sum() + z.sum() + w.sum() + v.sum() + u + (t * t).sum() + s.cumsum(0).sum()) * x[
+            0, 0
+        ]
+
+    f = tg.compile(g)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, k = rng.normal(size=(4, 3)), rng.integers(0, 4, 2)
+        x, y = tg.tensor(a, requires_grad=True), tg.tensor(a, requires_grad=True)
+        k = tg.tensor(k)
+        found, expected = f(x, k), g(y, k)
+        found.backward()
+        expected.backward()
+        same(found, expected, 1e-12)
+        same(x.grad, y.grad, 1e-12)
+    assert f.stats()["programs"] == f.stats()["captures"] == 2
+    negative = tg.tensor([-1, -3])
+    h = tg.compile(lambda x, k: x[k][:, :2] + x.take(k))
+    same(h(table, negative), table[negative][:, :2] + table.take(negative))
+    with pytest.raises(IndexError, match="index 7 is out of"):
+        f(x, tg.tensor([0, 7]))
+    assert f.stats()["programs"] == 2
+
+
+def test_classes_are_checked_at_each_run():
+    f = tg.compile(lambda x, target: F.cross_entropy(x, target))
+    x = tg.tensor(np.random.default_rng(0).normal(size=(3, 4)), requires_grad=True)
+    for target in ([0, 1, 2], [3, 3, 0], [-100, 1, 1]):
+        t = tg.tensor(target)
+        same(f(x, t), F.cross_entropy(x, t), 1e-12)
+        same(tg.autograd.grad(f(x, t), x)[0], tg.autograd.grad(F.cross_entropy(x, t), x)[0], 1e-12)
+    with pytest.raises(IndexError, match="Target 4 is out of bounds"):
+        f(x, tg.tensor([0, 4, 1]))
+    assert f.stats()["captures"] == 2
+
+
 def test_losses_whose_arguments_are_checked():
     f = tg.compile(lambda p, y: F.binary_cross_entropy(p, y))
     rng = np.random.default_rng(0)
