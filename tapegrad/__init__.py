@@ -5,7 +5,7 @@ import importlib as _importlib
 from importlib import metadata as _metadata
 from typing import Any as _Any
 
-from tapegrad import autograd, func, interchange, nn, ops, optim, utils
+from tapegrad import autograd, func, interchange, nn, ops, optim, program, utils
 from tapegrad.creation import (
     arange,
     as_tensor,
@@ -59,6 +59,7 @@ from tapegrad.grad_mode import (
 from tapegrad.ops._rule import PUBLIC as _PUBLIC
 from tapegrad.ops._rule import result_type
 from tapegrad.printing import set_printoptions
+from tapegrad.program import compile
 from tapegrad.random import (
     Generator,
     bernoulli,

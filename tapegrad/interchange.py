@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tapegrad import errors
+from tapegrad import errors, tensor
 from tapegrad.creation import from_copy
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import REQUIRES_GRAD
@@ -41,10 +41,11 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
     """
     if self._flags() & REQUIRES_GRAD and not force:
         raise RuntimeError(errors.NUMPY_GRAD)
-    if rt.look(_S, self._id, LOOK_TRACED):
-        from tapegrad.autograd.sampling import refuse_reading
+    kept = False
+    if tensor.recorders or rt.look(_S, self._id, LOOK_TRACED):
+        from tapegrad.autograd.sampling import before_reading
 
-        refuse_reading(self)
+        kept = before_reading(self)
     shape, strides, _ = layout_facts(rt.look(_S, self._id, LOOK_META) >> 16)
     d = self.dtype
     if 0 in shape:
@@ -57,7 +58,10 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
         "typestr": d.numpy.str,
         "version": 3,
     }
-    return np.asarray(_MemoryHandle(k, interface))
+    array = np.asarray(_MemoryHandle(k, interface))
+    if kept:
+        array.flags.writeable = False
+    return array
 
 
 def __array__(self: Tensor, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

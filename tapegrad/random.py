@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,10 +78,6 @@ def set_rng_state(state: dict) -> None:
     default_generator.set_state(state)
 
 
-def _numpy(generator: Generator | None) -> np.random.Generator:
-    return (generator or default_generator)._numpy
-
-
 def _float(dtype: Any, name: str) -> Any:
     d = dtypes.get_default_dtype() if dtype is None else dtypes.as_dtype(dtype)
     if not d.is_floating_point:
@@ -89,32 +85,40 @@ def _float(dtype: Any, name: str) -> Any:
     return d
 
 
-def _draw(method: Any, d: Any) -> Callable[[tuple[int, ...]], np.ndarray]:
-    return lambda shape: method(shape, dtype=np.float64 if d.itemsize == 8 else np.float32)
+# numbers of a shape from NumPy's generator
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Any]
 
 
-def _alike(draw: Callable, shape: tuple[int, ...]) -> Tensor | None:
-    return None
+def _draw(method: str, d: Any) -> Draw:
+    kind = np.float64 if d.itemsize == 8 else np.float32
+    return lambda numbers, shape: getattr(numbers, method)(shape, dtype=kind)
 
 
-# what draws for all samples of a `vmap` at once, None where nothing is mapped (see autograd/sampling.py)
-draw_samples: Callable[[Callable[[tuple[int, ...]], Tensor], tuple[int, ...]], Tensor | None] = _alike
+def _alike(draw: Callable, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return draw(shape)
+
+
+# draws for all samples of a `vmap` at once, and has programs draw again (see autograd/sampling.py)
+draw_samples: Callable[[Callable[[tuple[int, ...]], Tensor], tuple[int, ...], Generator], Tensor] = _alike
 
 
 def _random(
-    shape: tuple[int, ...], draw: Callable[[tuple[int, ...]], Any], dtype: Any, requires_grad: bool = False
+    shape: Sequence[int], draw: Draw, dtype: Any, generator: Generator | None, requires_grad: bool = False
 ) -> Tensor:
+    source = generator or default_generator
+
     def make(whole: tuple[int, ...]) -> Tensor:
-        return filled(whole, draw(whole), dtype, False)
+        return filled(whole, draw(source._numpy, whole), dtype, False)
 
-    made = draw_samples(make, tuple(shape))
-    return with_grad(make(tuple(shape)) if made is None else made, requires_grad)
+    return with_grad(draw_samples(make, tuple(shape), source), requires_grad)
 
 
-def _drawn(name: str, method: Any, size: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+def _drawn(
+    name: str, method: str, generator: Generator | None, size: Any, dtype: Any, device: Any, requires_grad: bool
+) -> Tensor:
     check_device(device)
     d, shape = _float(dtype, name), shape_argument(name, size)
-    return _random(shape, _draw(method, d), d, requires_grad)
+    return _random(shape, _draw(method, d), d, generator, requires_grad)
 
 
 def rand(
@@ -125,7 +129,7 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:
     """Numbers uniform on [0, 1)."""
-    return _drawn("rand", _numpy(generator).random, size, dtype, device, requires_grad)
+    return _drawn("rand", "random", generator, size, dtype, device, requires_grad)
 
 
 def randn(
@@ -136,7 +140,7 @@ def randn(
     requires_grad: bool = False,
 ) -> Tensor:
     """Numbers from the standard normal distribution."""
-    return _drawn("randn", _numpy(generator).standard_normal, size, dtype, device, requires_grad)
+    return _drawn("randn", "standard_normal", generator, size, dtype, device, requires_grad)
 
 
 def randint(
@@ -156,7 +160,7 @@ def randint(
     if low >= high:
         raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
     shape = shape_argument("randint", (size,))
-    return _random(shape, lambda whole: _numpy(generator).integers(low, high, whole), dtype, requires_grad)
+    return _random(shape, lambda numbers, whole: numbers.integers(low, high, whole), dtype, generator, requires_grad)
 
 
 def randperm(
@@ -171,10 +175,11 @@ def randperm(
     check_device(device)
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
-    numbers = _numpy(generator)
-    return _random(
-        (n,), lambda whole: numbers.permuted(np.broadcast_to(np.arange(n), whole), axis=-1), dtype, requires_grad
-    )
+
+    def draw(numbers: np.random.Generator, whole: tuple[int, ...]) -> np.ndarray:
+        return numbers.permuted(np.broadcast_to(np.arange(n), whole), axis=-1)
+
+    return _random((n,), draw, dtype, generator, requires_grad)
 
 
 def normal(
@@ -195,8 +200,8 @@ def normal(
     m, s = (v.detach().numpy() if isinstance(v, Tensor) else v for v in (mean, std))
     if np.any(np.asarray(s) < 0):
         raise RuntimeError(f"normal expects std >= 0.0, but found std {np.min(s)}")
-    draw = _draw(_numpy(generator).standard_normal, d)
-    return _random(shape, lambda whole: m + s * draw(whole), d)
+    draw = _draw("standard_normal", d)
+    return _random(shape, lambda numbers, whole: m + s * draw(numbers, whole), d, generator)
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
@@ -204,7 +209,7 @@ def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | N
     chances = input.detach().numpy() if p is None else p
     if not np.all((np.asarray(chances) >= 0) & (np.asarray(chances) <= 1)):
         raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true, but got false.")
-    return _random(tuple(input.shape), lambda whole: _numpy(generator).random(whole) < chances, input.dtype)
+    return _random(input.shape, lambda numbers, whole: numbers.random(whole) < chances, input.dtype, generator)
 
 
 def multinomial(
@@ -218,10 +223,13 @@ def multinomial(
         raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
     if not replacement and np.any((weights > 0).sum(1) < num_samples):
         raise RuntimeError("cannot sample n_sample > prob_dist.size(-1) samples without replacement")
-    draw = _numpy(generator)
-    rows = [draw.choice(w.size, num_samples, replace=replacement, p=w / w.sum()) for w in weights]
-    found = np.stack(rows) if input.ndim == 2 else rows[0]
-    return filled(found.shape, found, dtypes.int64, False)
+
+    def draw(numbers: np.random.Generator, whole: tuple[int, ...]) -> np.ndarray:
+        size = (*whole[: len(whole) - input.ndim], num_samples)
+        rows = [numbers.choice(w.size, size, replace=replacement, p=w / w.sum()) for w in weights]
+        return np.stack(rows, -2) if input.ndim == 2 else rows[0]
+
+    return _random((*input.shape[:-1], num_samples), draw, dtypes.int64, generator)
 
 
 def _like(name: str, make: Any) -> Any:
@@ -244,31 +252,31 @@ def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: Any
     return randint(low, high, tuple(input.shape), dtype=dtype or input.dtype)
 
 
-def _fill_in_place(t: Tensor, draw: Callable[[tuple[int, ...]], Any]) -> Tensor:
+def _fill_in_place(t: Tensor, draw: Draw, generator: Generator | None) -> Tensor:
     from tapegrad.ops._write import assign
 
-    return assign(t, _random(tuple(t.shape), draw, t.dtype))
+    return assign(t, _random(t.shape, draw, t.dtype, generator))
 
 
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with numbers uniform on [`low`, `high`)."""
-    return _fill_in_place(self, lambda shape: low + (high - low) * _numpy(generator).random(shape))
+    return _fill_in_place(self, lambda numbers, shape: low + (high - low) * numbers.random(shape), generator)
 
 
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Fill with normal numbers."""
-    return _fill_in_place(self, lambda shape: mean + std * _numpy(generator).standard_normal(shape))
+    return _fill_in_place(self, lambda numbers, shape: mean + std * numbers.standard_normal(shape), generator)
 
 
 def bernoulli_(self: Tensor, p: float = 0.5, *, generator: Generator | None = None) -> Tensor:
     """Fill with ones with probability `p`, zeros otherwise."""
-    return _fill_in_place(self, lambda shape: _numpy(generator).random(shape) < p)
+    return _fill_in_place(self, lambda numbers, shape: numbers.random(shape) < p, generator)
 
 
 def random_(self: Tensor, low: int = 0, high: int | None = None, *, generator: Generator | None = None) -> Tensor:
     """Fill with integers from `low` up to, but not including, `high`."""
     top = (2**24 if self.dtype.is_floating_point else dtypes.iinfo(self.dtype).max) if high is None else high
-    return _fill_in_place(self, lambda shape: _numpy(generator).integers(low, top, shape))
+    return _fill_in_place(self, lambda numbers, shape: numbers.integers(low, top, shape), generator)
 
 
 for _method in (uniform_, normal_, bernoulli_, random_):

@@ -93,6 +93,10 @@ def layout_facts(layout: int) -> tuple[Size, tuple[int, ...], bool]:
     return facts
 
 
+# how many functions are being recorded into programs: what they read is noted, also where nothing is traced
+recorders = 0
+
+
 class Tensor:
     """A multi-dimensional array whose operations are recorded on the tape when it requires a gradient.
 
@@ -418,10 +422,13 @@ class Tensor:
 
     def _address_array(self) -> np.ndarray:
         """A NumPy array over this tensor's memory that does not keep it alive; refused where values may not be read."""
-        if rt.look(_S, self._id, LOOK_TRACED):
-            from tapegrad.autograd.sampling import refuse_reading
+        if recorders or rt.look(_S, self._id, LOOK_TRACED):
+            from tapegrad.autograd.sampling import before_reading
 
-            refuse_reading(self)
+            if before_reading(self):
+                array = self._memory_array()
+                array.flags.writeable = False
+                return array
         return self._memory_array()
 
     def _memory_array(self) -> np.ndarray:

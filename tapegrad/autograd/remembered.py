@@ -18,6 +18,7 @@ import numpy as np
 from tapegrad.autograd import tracing
 from tapegrad.autograd.rows import Row, RowOp, handle, operands
 from tapegrad.autograd.sampling import watching_reads
+from tapegrad.autograd.watching import is_watched
 from tapegrad.engine import structs
 from tapegrad.engine.remembered import DESCRIPTION_WORDS, STEP_KERNEL, STEP_POINTWISE, STEP_VIEW
 from tapegrad.engine.runtime import rt
@@ -94,6 +95,8 @@ class Graph:
 
 def recall(kind: Any, graph: Graph) -> dict[int, Tensor] | None:
     """What `transformed` returns, if its steps are known."""
+    if is_watched():
+        return None
     steps = _known.get((kind, rt.mode_of_thread(_S), graph.structure))
     return steps.run(graph) if isinstance(steps, _Steps) else None
 
@@ -109,7 +112,7 @@ def transformed(kind: Any, graph: Graph, compute: Callable[[], dict[int, Tensor]
     Returns:
         What `compute` returns, with the same derivatives.
     """
-    if graph.structure is None:
+    if graph.structure is None or is_watched():
         return compute()
     key = (kind, rt.mode_of_thread(_S), graph.structure)
     steps = _known.get(key)

@@ -11,7 +11,7 @@ from typing import Any
 from tapegrad import random
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.rows import Row, operands, shape_of
-from tapegrad.autograd.tracing import bare, is_traced, mark, rows_between
+from tapegrad.autograd.tracing import bare, is_traced, mark, recorder_of_thread, rows_between
 from tapegrad.autograd.watching import seeing_writes
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -145,6 +145,20 @@ def refuse_reading(t: Tensor) -> None:
         )
 
 
+def before_reading(t: Tensor) -> bool:
+    """Refuse to turn a tensor into numbers while its samples are not told apart, and tell who records a program.
+
+    Returns:
+        Whether what is read must not be written to.
+
+    Raises:
+        RuntimeError: if this thread is inside `vmap`.
+    """
+    refuse_reading(t)
+    recorder = recorder_of_thread()
+    return recorder is not None and recorder.read(t)
+
+
 def refuse_data(t: Tensor, message: str) -> None:
     """Refuse what reaches past the trace to a tensor's memory.
 
@@ -211,18 +225,26 @@ def check_hooks(row: Row, value: Tensor) -> None:
         )
 
 
-def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor | None:
-    """Random numbers inside `vmap`, as its `randomness` asks; None outside of it, and where all samples get the same.
+def random_samples(
+    draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], generator: random.Generator
+) -> Tensor:
+    """Random numbers of a shape; inside `vmap`, as its `randomness` asks.
 
     Args:
         draw: makes a tensor of random numbers of a shape.
         shape: of one sample's numbers.
+        generator: what they are drawn from.
 
     Raises:
         RuntimeError: where randomness is an error.
     """
+    recorder = recorder_of_thread()
+
+    def drawn(whole: tuple[int, ...]) -> Tensor:
+        return draw(whole) if recorder is None else recorder.drawn(lambda: draw(whole), generator)
+
     if not is_sampling():
-        return None
+        return drawn(shape)
     batch = _samples()[-1].batch
     if batch.randomness == "error":
         raise RuntimeError(
@@ -230,8 +252,8 @@ def random_samples(draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, 
             "on vmap or perform the randomness operation out of vmap"
         )
     if batch.randomness == "same":
-        return None
-    whole = draw((batch.size, *shape))
+        return drawn(shape)
+    whole = drawn((batch.size, *shape))
     first = mark(bare(whole[0].clone()))
     batch.values[first._id] = whole
     batch.keep.append(first)

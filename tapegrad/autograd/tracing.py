@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
+import numpy as np
+
+from tapegrad import random, tensor
 from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.ops import _reading
 from tapegrad.ops._kernel import let_go_of_filled
 from tapegrad.ops._view import as_strided_op
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
@@ -57,6 +61,39 @@ def recording() -> Iterator[None]:
 def depth() -> int:
     """How many transformations this thread is in."""
     return getattr(_local, "depth", 0)
+
+
+class Recorder(Protocol):
+    """Notes what a function that is recorded into a program reads and draws."""
+
+    def read(self, t: Tensor) -> bool:
+        """The values of a tensor are read; whether they are not the function's own to change."""
+
+    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
+        """A tensor of random numbers, to be drawn again at each run."""
+
+    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
+        """What a NumPy function makes of values, to be called again at each run."""
+
+
+@contextlib.contextmanager
+def noting(recorder: Recorder) -> Iterator[None]:
+    """Have a recorder told what this thread reads and draws."""
+    before = recorder_of_thread()
+    _local.recorder = recorder
+    with _lock:
+        tensor.recorders += 1
+    try:
+        yield
+    finally:
+        _local.recorder = before
+        with _lock:
+            tensor.recorders -= 1
+
+
+def recorder_of_thread() -> Recorder | None:
+    """The recorder of the function that this thread records into a program."""
+    return getattr(_local, "recorder", None)
 
 
 def is_traced(t: Tensor) -> bool:
@@ -127,3 +164,6 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
     for position in positions:
         if row.stale >> position & 1:
             raise RuntimeError(modified(row.index, position))
+
+
+_reading.recorder_of_thread = recorder_of_thread

@@ -455,7 +455,7 @@ def build_typed(function: Any, dtype: int, label: str = "", **more: Any) -> int:
 
 
 def build_group(
-    group: str, implementations: tuple[Any, ...], compiling: Callable[[], None] | None = None
+    group: str, implementations: tuple[Any, ...], compiling: Callable[[], None] | None = None, unlocked: bool = False
 ) -> dict[str, Callable[..., Any]]:
     """The entry points of some jitted engine functions, compiled as one unit.
 
@@ -463,6 +463,7 @@ def build_group(
         group: name of the unit.
         implementations: functions of the state's address and integers; one may end with a float, named ``value``.
         compiling: called if the cache does not have the unit.
+        unlocked: whether calls release the interpreter lock.
 
     Returns:
         By name, a Python function for each.
@@ -487,7 +488,7 @@ def build_group(
     signature = types.int64(types.int64, *[types.int64] * width, types.float64)
 
     def make(function: Any, cache: bool) -> Any:
-        dispatcher = numba.njit(error_model="numpy", pipeline_class=UnitCompiler)(function)
+        dispatcher = numba.njit(error_model="numpy", pipeline_class=UnitCompiler, nogil=unlocked)(function)
         if cache:
             dispatcher._cache = UnitCache(function)
         dispatcher.compile(signature)

@@ -25,6 +25,7 @@ from tapegrad.engine import (
     modes,
     paths,
     planned,
+    programs,
     record,
     remembered,
     replay,
@@ -60,6 +61,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     ),
     "sharing": (
         tape.set_mark,
+        tape.mark_older,
         tape.attach,
         tape.retain_with,
         tape.move_grad,
@@ -78,6 +80,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     "viewing": (record.record_view, record.record_on),
     "lanes": (lanes.run_lanes,),
     "remembered": (remembered.describe_graph, remembered.run_steps, remembered.free_rows),
+    "programs": (programs.run_program,),
     "reverse": (replay.sweep_from, replay.sweep, settle.settle),
     "selecting": (
         selective.sweep_wanted,
@@ -97,6 +100,8 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         settle.abandon,
     ),
 }
+# groups that touch nothing threads share, so that they release the interpreter lock
+_UNLOCKED = ("programs",)
 _GROUP_OF = {function.py_func.__name__: group for group, functions in GROUPS.items() for function in functions}
 
 
@@ -131,7 +136,7 @@ class Runtime:
             if name not in self.__dict__:
                 self._ahead.wait(group)
                 compiling = self._ahead.start if group == "control" else None
-                functions = kernels.build_group(group, GROUPS[group], compiling)
+                functions = kernels.build_group(group, GROUPS[group], compiling, group in _UNLOCKED)
                 if group == "control":
                     self._start(functions["start"])
                 else:

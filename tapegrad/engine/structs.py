@@ -245,6 +245,7 @@ TRACED = (
     256  # depends on the input of a transformation: while one is under way, everything computed from it is recorded
 )
 UNFOLLOWED = 512  # a view, without gradient and taken in no_grad mode, that its base does not learn about
+OLDER = 1024  # was there before the capture that is under way: what the captured function did not make itself
 USER_FLAGS = 255  # those that `look` shows
 
 # answers of an entry point that are not an id
@@ -272,7 +273,7 @@ SWEEP_MEMORY, SWEEP_PARALLEL, SWEEP_MOVE, SWEEP_BUSY, SETTLE_PYTHON, SWEEP_HOOK,
 SWEEP_UNUSUAL = 12
 
 
-def _record_at(dtype: np.dtype):
+def record_at(dtype: np.dtype):
     """An intrinsic that reads an address as a pointer to one record of `dtype`."""
     record = numba.from_dtype(dtype)
 
@@ -286,12 +287,12 @@ def _record_at(dtype: np.dtype):
     return at
 
 
-state_at = _record_at(STATE)
-row_at = _record_at(ROW)
-buffer_at = _record_at(BUFFER)
-storage_at = _record_at(STORAGE)
-layout_at = _record_at(LAYOUT)
-op_at = _record_at(OP)
+state_at = record_at(STATE)
+row_at = record_at(ROW)
+buffer_at = record_at(BUFFER)
+storage_at = record_at(STORAGE)
+layout_at = record_at(LAYOUT)
+op_at = record_at(OP)
 
 
 def _record_of(dtype: np.dtype, table: str):

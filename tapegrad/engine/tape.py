@@ -13,9 +13,11 @@ from tapegrad.engine.memory import adopt_storage, allocate, deallocate, release_
 from tapegrad.engine.structs import (
     ADJ_IS_GRAD,
     BUFFER_SIZE,
+    CONST_BUFFER_OFFSET,
     DEAD,
     IS_VIEW,
     LAYOUT_SIZE,
+    OLDER,
     REQUIRES_GRAD,
     RETAIN_GRAD,
     ROW_INPUTS_OFFSET,
@@ -359,7 +361,7 @@ def start(S, rows, buffers, layouts):
 
 # what `look` answers
 LOOK_META, LOOK_PRODUCER, LOOK_GRAD, LOOK_VERSION, LOOK_DATA, LOOK_OP, LOOK_STORAGE, LOOK_STALE = range(8)
-LOOK_TRACED, LOOK_ATTACHED, LOOK_NODE, LOOK_UNFOLLOWED = 8, 9, 10, 11
+LOOK_TRACED, LOOK_ATTACHED, LOOK_NODE, LOOK_UNFOLLOWED, LOOK_OLDER = 8, 9, 10, 11, 12
 
 
 @internal_inline
@@ -394,6 +396,8 @@ def look(S, k, what):
         return b.flags & TRACED
     if what == LOOK_UNFOLLOWED:
         return b.flags & UNFOLLOWED
+    if what == LOOK_OLDER:
+        return b.flags & OLDER
     if what == LOOK_ATTACHED:
         return storage_of(S, b.attached).owner if b.attached else 0
     if b.flags & IS_VIEW and b.storage:
@@ -456,6 +460,22 @@ def attach(S, k, owner):
         buffer_of(S, k).attached = storage
         state_at(S).attachments += 1
     return storage != 0
+
+
+@internal_words
+def mark_older(S, value):
+    """Set or clear OLDER on every buffer there is; the engine's own constants never bear it."""
+    s = state_at(S)
+    for k in range(1, s.buffer_count):
+        b = buffer_of(S, k)
+        if value and b.refs > 0:
+            b.flags |= OLDER
+        else:
+            b.flags &= ~OLDER
+    known = i64(S + CONST_BUFFER_OFFSET)
+    for slot in range(1024):
+        if known[slot]:
+            buffer_of(S, known[slot]).flags &= ~OLDER
 
 
 @internal_words

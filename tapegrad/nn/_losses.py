@@ -178,8 +178,7 @@ def binary_cross_entropy(
         raise RuntimeError(f"Found dtype {target.dtype.tensor_type} but expected {input.dtype.tensor_type}")
     if input.numel():
         plain = input.detach()
-        low, high = plain.amin().item(), plain.amax().item()
-        if not (low >= 0 and high <= 1):
+        if not (plain.amin() >= 0 and plain.amax() <= 1):
             raise RuntimeError("all elements of input should be between 0 and 1")
     return _of_pairs(_loss.entropy, input, target, weight, reduction)
 

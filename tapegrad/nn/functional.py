@@ -251,14 +251,13 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
         if num_classes <= 0:
             raise RuntimeError("Can not infer total number of classes from empty tensor.")
     else:
-        if input.amin().item() < 0:
+        if input.amin() < 0:
             raise RuntimeError("Class values must be non-negative.")
-        largest = input.amax().item()
         if num_classes == -1:
-            num_classes = largest + 1
+            num_classes = int(input.amax()) + 1
         elif num_classes < 1:
             raise RuntimeError("num_classes should be positive")
-        elif largest >= num_classes:
+        elif input.amax() >= num_classes:
             raise RuntimeError("Class values must be smaller than num_classes.")
     return cast(pw.eq(input.unsqueeze(-1), arange(num_classes)), dtypes.int64)
 

@@ -6,6 +6,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from tapegrad.creation import from_copy
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_TRACED
 from tapegrad.tensor import Tensor
@@ -14,6 +17,8 @@ from tapegrad.tensor import Tensor
 once_a_sample: Callable[[Callable, tuple, dict], Any] | None = None
 # set by tapegrad.autograd: refuses a write that could not be right for all samples, given the target and what is written
 check_write: Callable[[Tensor, Sequence[Any]], None] | None = None
+# set by tapegrad.autograd: who records what this thread computes into a program, None where nobody does
+recorder_of_thread: Callable[[], Any] = lambda: None
 # how many threads run a function on the first sample of a batch
 sampling = 0
 
@@ -44,3 +49,20 @@ def reads_values(function: Callable) -> Callable:
         return function(*args, **named)
 
     return call
+
+
+def computed(function: Callable[..., np.ndarray], *tensors: Tensor) -> Tensor:
+    """A tensor with what a NumPy function makes of tensors' values, through which no gradient flows.
+
+    A program calls the function again at each run, so the shape and dtype of the result must depend on those of the operands alone.
+
+    Args:
+        function: of arrays that it must not change; it may return one of them.
+        tensors: the operands.
+    """
+    recorder = recorder_of_thread()
+    if recorder is not None:
+        return recorder.computed(function, tensors)
+    arrays = [t._address_array() for t in tensors]
+    made = function(*arrays)
+    return tensors[0] if made is arrays[0] else from_copy(made)

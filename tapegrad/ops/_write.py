@@ -142,8 +142,8 @@ def assign(
     check_no_overlap(target)
     if not records:
         result = value if value is not None else wrap(op.run(operands))  # type: ignore[union-attr]
-        copy_elements(target, result)
         rt.mark_written(_S, target._id, 0, 0)
+        copy_elements(target, result)
         return target
     for t in (*operands, value):
         if t is not None:

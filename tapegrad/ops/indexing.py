@@ -15,7 +15,7 @@ from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _reading
 from tapegrad.ops._kernel import empty, kernel_op
-from tapegrad.ops._reading import reads_values
+from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import constant
 from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
@@ -309,9 +309,7 @@ def _row_numbers(x: Tensor, entries: list[_Entry]) -> tuple[Tensor, int, int, tu
     if len(entries) == 1:
         d, span, item = entries[0]
         if isinstance(item, Tensor) and item.dtype is dtypes.int64 and item.is_contiguous():
-            places = item._address_array()
-            checked = checked_places(places, shape[d], d)
-            index = item if checked is places else tensor_of(checked)
+            index = computed(functools.partial(checked_places, n=shape[d], d=d), item)
             return index, d, d + 1, (*shape[:d], *item.shape, *shape[d + 1 :])
         if span > 1 or item.dtype in (dtypes.bool, np.bool_):
             found = np.flatnonzero(_array(item))
@@ -320,9 +318,26 @@ def _row_numbers(x: Tensor, entries: list[_Entry]) -> tuple[Tensor, int, int, tu
 
 
 def _joint_numbers(shape: tuple[int, ...], entries: list[_Entry]) -> tuple[Tensor, int, int, tuple[int, ...]]:
+    # how many places a mask names depends on its values, so only those of integers can be found again
+    tensors = [item for _, _, item in entries if isinstance(item, Tensor) and item.dtype is not dtypes.bool]
+
+    def joined(*arrays: np.ndarray) -> tuple[np.ndarray, int, int, tuple[int, ...]]:
+        found = iter(arrays)
+        given = [(d, next(found) if any(item is t for t in tensors) else _array(item)) for d, _, item in entries]
+        return _joined_places(shape, given)
+
+    if not tensors or _reading.recorder_of_thread() is None:
+        numbers, first, last, result = joined(*(t._address_array() for t in tensors))
+        return tensor_of(numbers), first, last, result
+    _, first, last, result = joined(*(t._memory_array() for t in tensors))
+    return computed(lambda *arrays: joined(*arrays)[0], *tensors), first, last, result
+
+
+def _joined_places(
+    shape: tuple[int, ...], given: list[tuple[int, np.ndarray]]
+) -> tuple[np.ndarray, int, int, tuple[int, ...]]:
     dims, places = [], []
-    for d, _, item in entries:
-        array = _array(item)
+    for d, array in given:
         if array.dtype == bool:
             for k, found in enumerate(np.nonzero(array)):
                 dims.append(d + k)
@@ -353,7 +368,7 @@ def _joint_numbers(shape: tuple[int, ...], entries: list[_Entry]) -> tuple[Tenso
         numbers = numbers + along * strides[d]
     rest = tuple(shape[d] for d in whole)
     result = (*extents, *rest, *shape[last:]) if not adjacent else (*shape[:first], *extents, *shape[last:])
-    return tensor_of(numbers), first, last, result
+    return numbers, first, last, result
 
 
 def _array(item: Any) -> np.ndarray:
@@ -484,14 +499,14 @@ def _put_in_place(target: Tensor, numbers: Any, values: Tensor, accumulate: bool
             f"{target.dtype.tensor_type} for the destination and {values.dtype.tensor_type} for the source."
         )
     _check_values(shape, values)
-    if _records(target, [values]):
+    if _records(target, [values, index]):
         assign(target, put_at(target, index, values, first, last, shape, accumulate), fresh=True)
         return
     check_writable(target)
     extents = tuple(target.shape)
-    memory = target._address_array()
+    rt.mark_written(_S, target._id, 0, 0)
+    memory = target._memory_array()
     if not target.numel() or not math.prod(shape):
-        rt.mark_written(_S, target._id, 0, 0)
         return
     covered = np.unravel_index(index._address_array().ravel(), extents[first:last])
     flat = (*extents[:first], index.numel(), *extents[last:])
@@ -501,7 +516,6 @@ def _put_in_place(target: Tensor, numbers: Any, values: Tensor, accumulate: bool
         np.add.at(memory, where, given)
     else:
         memory[where] = given
-    rt.mark_written(_S, target._id, 0, 0)
 
 
 def check_writable(target: Tensor) -> None:

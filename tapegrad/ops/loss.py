@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from tapegrad.engine.structs import internal
 from tapegrad.engine.vecmath import exp, log, log1p, sigmoid
 from tapegrad.engine.vecmath_ir import copysign, literal
 from tapegrad.ops import _loss_kernels as kernels
+from tapegrad.ops import _reading
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import PAIR_COLUMNS, Select, check_input, select_op
 from tapegrad.ops._fold_pairs import exponentials
@@ -368,6 +370,11 @@ def _class_loss(op: Any, input: Any, target: Any, weight: Any, ignore_index: int
     rows = outer * inner
     x = input.contiguous()  # type: ignore[attr-defined]
     target = cast(target.detach(), dtypes.int64).contiguous()  # type: ignore[attr-defined]
+    if _reading.recorder_of_thread() is not None:
+        # the kernel tells once; a program has to look at each run
+        target = _reading.computed(
+            functools.partial(_classes_within, classes=classes, ignored=int(ignore_index)), target
+        )
     kept = empty((2 * rows + 2,), dtypes.float64)
     flag = kept.data_ptr() + 8 * (2 * rows + 1)
     ctypes.c_double.from_address(flag).value = 0.0
@@ -385,8 +392,18 @@ def _class_loss(op: Any, input: Any, target: Any, weight: Any, ignore_index: int
     result = op.launch([x, target, kept], shape, x.dtype, words, items, work, extra)
     bad = int(ctypes.c_double.from_address(flag).value)
     if bad:
-        raise IndexError(f"Target {int(target._address_array().reshape(-1)[bad - 1])} is out of bounds.")
+        raise IndexError(_OUT_OF_BOUNDS.format(int(target._address_array().reshape(-1)[bad - 1])))
     return result
+
+
+_OUT_OF_BOUNDS = "Target {} is out of bounds."
+
+
+def _classes_within(target: np.ndarray, classes: int, ignored: int) -> np.ndarray:
+    wrong = target[((target < 0) | (target >= classes)) & (target != ignored)]
+    if wrong.size:
+        raise IndexError(_OUT_OF_BOUNDS.format(int(wrong[0])))
+    return target
 
 
 def _class_reference(x: Any, target: Any, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._kernel import KernelOp, kernel_op
-from tapegrad.ops._reading import reads_values
+from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import (
     gather_along,
     gathering,
@@ -22,10 +23,9 @@ from tapegrad.ops._rows import (
     take_rows,
     taking,
 )
-from tapegrad.ops._rule import PUBLIC, broadcast_shapes, constant, number_dtype
+from tapegrad.ops._rule import PUBLIC, broadcast_shapes, cast, constant, number_dtype
 from tapegrad.ops._write import assign
 from tapegrad.ops.convert import clone
-from tapegrad.ops.indexing import tensor_of
 from tapegrad.ops.joining import check_tensor, export
 from tapegrad.tensor import Tensor, check_dim
 
@@ -46,18 +46,20 @@ def _index_of(name: str, index: Any) -> Tensor:
         raise TypeError(f"{name}(): argument 'index' must be Tensor, not {type(index).__name__}")
     if index.dtype not in _INDEX_DTYPES:
         raise RuntimeError(f"{name}(): Expected dtype int32/int64 for index, but got {index.dtype.name}")
-    if index.dtype is dtypes.int32:
-        return tensor_of(index._address_array())
-    return index if index.is_contiguous() else tensor_of(index._address_array())
+    return cast(index, dtypes.int64).contiguous()  # type: ignore[attr-defined]
 
 
-def _check_places(index: Tensor, low: int, high: int, error: type[Exception], message: str) -> bool:
-    """Whether an index has negative places; refuse those outside of ``[low, high)`` with a message about ``{index}``."""
-    places = index._address_array()
+def _within(places: np.ndarray, low: int, high: int, error: type[Exception], message: str) -> np.ndarray:
+    # places in [low, high), negative ones counted from the end
     least, most = (int(places.min()), int(places.max())) if places.size else (0, -1)
     if least < low or most >= high:
         raise error(message.format(index=least if least < low else most))
-    return least < 0
+    return np.where(places < 0, places + high, places) if least < 0 else places
+
+
+def _checked(index: Tensor, low: int, high: int, error: type[Exception], message: str) -> Tensor:
+    """An index counted from the front; places outside of ``[low, high)`` are refused with a message about ``{index}``."""
+    return computed(functools.partial(_within, low=low, high=high, error=error, message=message), index)
 
 
 def _check_rows(name: str, x: Tensor, dim: int, index: Any, error: type[Exception], message: str) -> tuple[int, Tensor]:
@@ -68,8 +70,7 @@ def _check_rows(name: str, x: Tensor, dim: int, index: Any, error: type[Exceptio
     if index.ndim > 1:
         raise IndexError(f"{name}(): Index is supposed to be a vector, but got shape {list(index.shape)}")
     n = x.shape[d] if x.ndim else 1
-    _check_places(index, 0, n, error, message.format(index="{index}", dim=d, size=n))
-    return d, index
+    return d, _checked(index, 0, n, error, message.format(index="{index}", dim=d, size=n))
 
 
 def _check_along(name: str, x: Tensor, dim: int, index: Any, source: Any = None) -> tuple[int, Tensor]:
@@ -99,8 +100,7 @@ def _check_along(name: str, x: Tensor, dim: int, index: Any, source: Any = None)
                 f"larger size than src {list(given)}"
             )
     message = f"index {{index}} is out of bounds for dimension {d} with size {shape[d]}"
-    _check_places(index, 0, shape[d], RuntimeError, message)
-    return d, index
+    return d, _checked(index, 0, shape[d], RuntimeError, message)
 
 
 def same_dtype(name: str, x: Tensor, source: Tensor) -> None:
@@ -348,7 +348,7 @@ def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> 
     if weight.ndim != 2:
         raise RuntimeError(f"'weight' must be 2-D, but got shape {list(weight.shape)}")
     n = weight.shape[0]
-    _check_places(index, 0, n, IndexError, f"index out of range in self: index {{index}}, {n} rows")
+    index = _checked(index, 0, n, IndexError, f"index out of range in self: index {{index}}, {n} rows")
     skipped = -1
     if padding_idx is not None:
         if not -n <= padding_idx < n:
@@ -376,10 +376,7 @@ def take(input: Tensor, index: Tensor) -> Tensor:
     index = _index_of("take", index)
     n = input.numel()
     message = f"out of range: tried to access index {{index}} on a tensor of {n} elements."
-    if _check_places(index, -n, n, IndexError, message):
-        places = index._address_array()
-        index = tensor_of(np.where(places < 0, places + n, places))
-    return take_op(input, index)
+    return take_op(input, _checked(index, -n, n, IndexError, message))
 
 
 def _row_op(name: str, grad_name: str, accumulate: bool) -> KernelOp:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tapegrad.creation import from_copy
 from tapegrad.ops._kernel import KernelOp
-from tapegrad.ops._reading import reads_values
+from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import gather_along, gathering
 from tapegrad.ops._rule import result_type
 from tapegrad.ops.indexing import tensor_of
@@ -68,17 +70,22 @@ def _order(array: np.ndarray, d: int, descending: bool) -> np.ndarray:
     return array.shape[d] - 1 - order
 
 
+def _first_places(array: np.ndarray, d: int, descending: bool, places: Any) -> np.ndarray:
+    # some of the order only
+    return np.take(_order(array, d, descending), places, d)
+
+
 def _line(x: Tensor) -> tuple[Tensor, bool]:
     # a 0-d tensor is sorted as a vector
     return (x.reshape(1), True) if x.ndim == 0 else (x, False)
 
 
 def _with_order(
-    op: KernelOp, x: Tensor, d: int, order: np.ndarray, shape: tuple[int, ...] | None = None
+    op: KernelOp, x: Tensor, d: int, order: Tensor, shape: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     # the elements an order names, and the order, both under a shape
     shape = order.shape if shape is None else shape
-    return op(x, d, tensor_of(order), shape), tensor_of(order.reshape(shape))
+    return op(x, d, order, shape), order.reshape(tuple(shape))  # type: ignore[attr-defined]
 
 
 @reads_values
@@ -98,7 +105,8 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     check_tensor("sort", input)
     d = check_dim(dim, input.ndim)
     x, scalar = _line(input)
-    return sort_result(*_with_order(_in_order, x, d, _order(x._address_array(), d, descending), () if scalar else None))
+    order = computed(functools.partial(_order, d=d, descending=descending), x)
+    return sort_result(*_with_order(_in_order, x, d, order, () if scalar else None))
 
 
 @reads_values
@@ -106,8 +114,8 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     """Where the elements of a sorted dimension were."""
     check_tensor("argsort", input)
     d = check_dim(dim, input.ndim)
-    order = _order(np.atleast_1d(input._address_array()), d, descending)
-    return tensor_of(order.reshape(input.shape))
+    x, _ = _line(input)
+    return computed(functools.partial(_order, d=d, descending=descending), x).reshape(input.shape)  # type: ignore[attr-defined]
 
 
 def msort(input: Tensor) -> Tensor:
@@ -129,7 +137,7 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
     n = x.shape[d]
     if not 0 <= k <= n:
         raise RuntimeError(f"topk: selected index k out of range: k = {k}, dimension {d} has size {n}")
-    order = np.take(_order(x._address_array(), d, largest), np.arange(k), d)
+    order = computed(functools.partial(_first_places, d=d, descending=largest, places=range(k)), x)
     return topk_result(*_with_order(_at_top, x, d, order, () if scalar and k == 1 else None))
 
 
@@ -142,7 +150,7 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kth
     n = x.shape[d]
     if not 1 <= k <= n:
         raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}: k = {k}, size {n}")
-    order = np.take(_order(x._address_array(), d, False), [k - 1], d)
+    order = computed(functools.partial(_first_places, d=d, descending=False, places=[k - 1]), x)
     shape = order.shape if keepdim and not scalar else order.shape[:d] + order.shape[d + 1 :]
     return kthvalue_result(*_with_order(_at_rank, x, d, order, shape))
 
@@ -242,23 +250,31 @@ def searchsorted(
             "searchsorted(): side and right can't be set to opposites, got side of left while right was True"
         )
     where = side or ("right" if right else "left")
-    lines = sorted_sequence._address_array()
-    values = input._address_array() if isinstance(input, Tensor) else np.asarray(input)
+    values = input if isinstance(input, Tensor) else from_copy(np.asarray(input))
+    lines = sorted_sequence
+    if lines.ndim != 1 and (lines.ndim == 0 or lines.shape[:-1] != values.shape[:-1]):
+        raise RuntimeError(
+            "searchsorted(): boundaries tensor should be 1 dimension or the first N-1 dimensions of boundaries tensor and "
+            f"input value tensor must match, but we got boundaries tensor {list(lines.shape)} and input value tensor "
+            f"{list(values.shape)}"
+        )
+    kind = np.int32 if out_int32 else np.int64
+    given = (lines, values) if sorter is None else (lines, values, sorter)
+    return computed(functools.partial(_places_in, where=where, kind=kind), *given)
+
+
+def _places_in(
+    lines: np.ndarray, values: np.ndarray, sorter: np.ndarray | None = None, *, where: Any, kind: Any
+) -> np.ndarray:
+    # where values would go into each line
     if sorter is not None:
-        lines = np.take_along_axis(lines, sorter._address_array(), -1)
+        lines = np.take_along_axis(lines, sorter, -1)
     if lines.ndim == 1:
-        found = np.searchsorted(lines, values, where)
-    else:
-        if lines.ndim == 0 or lines.shape[:-1] != values.shape[:-1]:
-            raise RuntimeError(
-                "searchsorted(): boundaries tensor should be 1 dimension or the first N-1 dimensions of boundaries tensor and "
-                f"input value tensor must match, but we got boundaries tensor {list(lines.shape)} and input value tensor "
-                f"{list(values.shape)}"
-            )
-        found = np.empty(values.shape, np.int64)
-        for place in np.ndindex(lines.shape[:-1]):
-            found[place] = np.searchsorted(lines[place], values[place], where)
-    return from_copy(np.asarray(found).astype(np.int32 if out_int32 else np.int64))
+        return np.asarray(np.searchsorted(lines, values, where)).astype(kind)
+    found = np.empty(values.shape, kind)
+    for place in np.ndindex(lines.shape[:-1]):
+        found[place] = np.searchsorted(lines[place], values[place], where)
+    return found
 
 
 def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
@@ -278,11 +294,13 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
     tensor([False,  True, False])
     """
     common = result_type(elements, test_elements).numpy
-    arrays = [
-        t._address_array().astype(common) if isinstance(t, Tensor) else np.asarray(t, common)
-        for t in (elements, test_elements)
-    ]
-    return from_copy(np.isin(arrays[0], arrays[1].ravel(), assume_unique=assume_unique, invert=invert))
+    given = [t if isinstance(t, Tensor) else from_copy(np.asarray(t, common)) for t in (elements, test_elements)]
+
+    def is_in(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        others = second.astype(common).ravel()
+        return np.isin(first.astype(common), others, assume_unique=assume_unique, invert=invert)
+
+    return computed(is_in, *given)
 
 
 for _function in (sort, argsort, msort, topk, kthvalue, unique, unique_consecutive):

@@ -217,3 +217,20 @@ def test_memory_does_not_grow():
 
     before = rounds(50)
     assert rounds(500) == before
+
+
+def test_who_watches_sees_every_operation():
+    packed = []
+
+    def pack(t):
+        packed.append(t)
+        return t
+
+    counts = []
+    for _ in range(2 * TIMES):
+        packed.clear()
+        with tg.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            second([1.0, 2.0])
+        counts.append(len(packed))
+        second([1.0, 2.0])
+    assert len(set(counts)) == 1

@@ -1,0 +1,223 @@
+"""What a captured function is made of: values, and the instructions that compute them, each value by one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tapegrad import dtypes
+from tapegrad.engine.runtime import rt
+from tapegrad.ops._rule import Op
+from tapegrad.tensor import layout_facts
+
+_numbers = itertools.count()
+
+# what a value is: given at each call, known once and for all, computed by an instruction, or a view of another value
+INPUT, CONSTANT, COMPUTED, VIEW = "input", "constant", "computed", "view"
+
+
+class Value:
+    """One value of a program.
+
+    Attributes:
+        kind: INPUT, CONSTANT, COMPUTED or VIEW.
+        layout: id of its layout.
+        dtype: of its elements.
+        base: of a view, the value it shows elements of.
+        offset: of a view, its first element, counted from the first of `base`.
+        array: of a constant, its elements in row-major order.
+        source: of an input, where it is got from at a call.
+    """
+
+    __slots__ = ("array", "base", "dtype", "kind", "layout", "number", "offset", "source")
+
+    def __init__(
+        self,
+        kind: str,
+        layout: int,
+        dtype: dtypes.dtype,
+        base: Value | None = None,
+        offset: int = 0,
+        array: np.ndarray | None = None,
+        source: Any = None,
+    ) -> None:
+        self.kind, self.layout, self.dtype = kind, layout, dtype
+        self.base, self.offset, self.array, self.source = base, offset, array, source
+        self.number = next(_numbers)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The extents."""
+        return tuple(layout_facts(self.layout)[0])
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements lie in row-major order without gaps."""
+        return layout_facts(self.layout)[2]
+
+    @property
+    def elements(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+    def nbytes(self) -> int:
+        """Bytes of memory from the first element to the last."""
+        shape, strides, _ = layout_facts(self.layout)
+        if 0 in shape:
+            return 0
+        return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * self.dtype.itemsize
+
+    def root(self) -> tuple[Value, int]:
+        """The value whose memory this one lies in, and how many bytes from its start."""
+        value, offset = self, 0
+        while value.base is not None:
+            offset += value.offset * value.dtype.itemsize
+            value = value.base
+        return value, offset
+
+
+def constant_of(array: np.ndarray, dtype: dtypes.dtype) -> Value:
+    """A constant with a copy of the elements of an array."""
+    kept = np.array(array, order="C")
+    return Value(CONSTANT, rt.layout(kept.shape), dtype, array=kept)
+
+
+def view_of(base: Value, layout: int, offset: int) -> Value:
+    """A value that shows elements of another one; that one if it would show the same in the same way."""
+    if layout == base.layout and offset == 0:
+        return base
+    return Value(VIEW, layout, base.dtype, base=base, offset=offset)
+
+
+@dataclasses.dataclass(eq=False)
+class Instruction:
+    """One operation of a program.
+
+    Attributes:
+        op: the operation.
+        inputs: up to three operands, None where absent.
+        out: the result.
+        extra: further operands.
+        words: attributes of an op with a kernel of its own: work items, work of one, and the op's own.
+        fills: positions of `inputs` that the kernel fills beside its result.
+        place: of a write to a part of a value, the layout and offset of that part; the operands are the whole and the part.
+        line: of the source, where known.
+    """
+
+    op: Op
+    inputs: tuple[Value | None, ...]
+    out: Value
+    extra: tuple[Value, ...] = ()
+    words: tuple[int, ...] = ()
+    fills: tuple[int, ...] = ()
+    place: tuple[int, int] | None = None
+    line: str = ""
+
+    def operands(self) -> Iterator[Value]:
+        """The values it reads."""
+        for position, value in enumerate(self.inputs):
+            if value is not None and position not in self.fills:
+                yield value
+        yield from self.extra
+
+    def results(self) -> Iterator[Value]:
+        """The values it computes."""
+        yield self.out
+        for position in self.fills:
+            value = self.inputs[position]
+            if value is not None:
+                yield value
+
+    def over(self, values: dict[Value, Value]) -> Instruction:
+        """The same instruction with some operands replaced."""
+        swap = {v: values[v] for v in self.operands() if v in values}
+        if not swap:
+            return self
+        inputs = tuple(v if v is None or p in self.fills else swap.get(v, v) for p, v in enumerate(self.inputs))
+        return dataclasses.replace(self, inputs=inputs, extra=tuple(swap.get(v, v) for v in self.extra))
+
+
+@dataclasses.dataclass(eq=False)
+class Guard:
+    """A value that Python looked at: a run goes on only while it is what it was then.
+
+    Attributes:
+        value: the value, contiguous.
+        expected: its bytes.
+        line: of the source that looked at it.
+    """
+
+    value: Value
+    expected: bytes
+    line: str = ""
+
+    def operands(self) -> Iterator[Value]:
+        """The value it reads."""
+        yield self.value
+
+    def results(self) -> Iterator[Value]:
+        """Nothing."""
+        return iter(())
+
+    def over(self, values: dict[Value, Value]) -> Guard:
+        """The same guard on a value that replaces its own."""
+        return dataclasses.replace(self, value=values[self.value]) if self.value in values else self
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """A NumPy function of values that no kernel computes, such as the order of elements.
+
+    Attributes:
+        function: of the operands' elements as arrays, to those of the result.
+        inputs: the operands, contiguous.
+        out: the result.
+        line: of the source, where known.
+    """
+
+    function: Callable
+    inputs: tuple[Value, ...]
+    out: Value
+    line: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        return function.__name__.strip("_<>")
+
+    def operands(self) -> Iterator[Value]:
+        """The values it reads."""
+        yield from self.inputs
+
+    def results(self) -> Iterator[Value]:
+        """The value it computes."""
+        yield self.out
+
+    def over(self, values: dict[Value, Value]) -> Call:
+        """The same call with some operands replaced."""
+        return dataclasses.replace(self, inputs=tuple(values.get(v, v) for v in self.inputs))
+
+
+Step = Instruction | Guard | Call
+
+
+@dataclasses.dataclass
+class Code:
+    """A captured function: what it is given, what it does, what comes out.
+
+    Attributes:
+        inputs: values given at each call, in order.
+        steps: instructions, guards and calls, in order.
+        outputs: the results, some of which may be inputs or constants.
+    """
+
+    inputs: Sequence[Value]
+    steps: list[Step]
+    outputs: list[Value]
