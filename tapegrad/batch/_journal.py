@@ -83,17 +83,7 @@ class Journal:
             ValueError: if the file is no journal.
         """
         self._open()
-        entries, length = [], 0
-        with open(self.path, "rb") as file:
-            for line in file:
-                try:
-                    entry = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    entry = None
-                if not isinstance(entry, dict):
-                    break
-                entries.append(entry)
-                length += len(line)
+        entries, length = self._entries()
         if not entries or "job" not in entries[0]:
             raise ValueError(
                 f"batch: {self.path} is no journal of a job; delete it, or start afresh with overwrite=True"
@@ -105,6 +95,25 @@ class Journal:
         self._sums = done[-1].get("sums", "") if done else ""
         failures = [Failure(*f) for e in done for f in e.get("failed", ())]
         return entries[0]["job"], Committed(samples, failures, self._load_sums(), "finished" in entries[-1])
+
+    def _entries(self) -> tuple[list[dict], int]:
+        # whole entries, and the length of the file up to the last
+        entries, length = [], 0
+        with open(self.path, "rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line) if line.endswith(b"\n") else None
+                except ValueError:
+                    entry = None
+                if not isinstance(entry, dict):
+                    break
+                entries.append(entry)
+                length += len(line)
+        return entries, length
+
+    def committed(self) -> int:
+        """How many samples the file says are on disk."""
+        return max((entry.get("samples", 0) for entry in self._entries()[0]), default=0)
 
     def _open(self) -> None:
         self._file = open(self.path, "r+", encoding="utf-8")  # noqa: SIM115 - open until the job ends

@@ -235,7 +235,7 @@ def _commit_all(
     on_error: str,
 ) -> None:
     arrived: dict[int, Piece] = {}
-    committed, begin = done.samples, time.perf_counter()
+    begin = time.perf_counter()
     told = Progress(tasks, "batch", "chunk", lines=20) if progress else None
     try:
         for start, stop in told or tasks:
@@ -246,19 +246,22 @@ def _commit_all(
             if piece.failures and on_error == "raise":
                 raise RuntimeError(failed(*piece.failures[0]))
             outputs.commit(piece)
-            committed = stop
             if told is not None:
                 rate = (stop - done.samples) / max(time.perf_counter() - begin, 1e-9)
                 told.note = f"{stop:,} of {job.data.samples:,} samples, {rate:,.0f} samples/s"
     except (Exception, KeyboardInterrupt) as error:
-        kept = f"{committed:,} of {job.data.samples:,} samples are committed"
-        if outputs.journal is None:
-            kept = "nothing was to be kept"
-        elif committed:
-            kept += ", and resume=True goes on from there"
+        kept = _kept(job, outputs)
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"batch: interrupted: {kept}") from None
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, f"batch: the disk is full: {kept}; make room first", error.filename) from error
         error.add_note(f"batch: {kept}")
         raise
+
+
+def _kept(job: Job, outputs: Outputs) -> str:
+    if outputs.journal is None:
+        return "nothing was to be kept"
+    committed = outputs.journal.committed()
+    kept = f"{committed:,} of {job.data.samples:,} samples are committed"
+    return f"{kept}, and resume=True goes on from there" if committed else kept

@@ -85,21 +85,27 @@ class Processes:
             Exception: what the work raised.
         """
         waiting = iter(tasks)
-        left = len(tasks)
+        left = set(tasks)
+        raised: tuple[Task, BaseException] | None = None
         for _ in range(_AHEAD):
             for pipe in self._pipes:
                 self._give(pipe, waiting)
         while left:
+            if raised is not None and min(left) >= raised[0]:
+                raise raised[1]  # now that what comes before is done
             ready: list[Any] = connection.wait(self._pipes)
             for pipe in ready:
                 try:
-                    done, value = pipe.recv()
+                    task, done, value = pipe.recv()
                 except (EOFError, OSError):
                     self._died(pipe)
                 if not done:
-                    raise value
-                self._give(pipe, waiting)
-                left -= 1
+                    if raised is None or task < raised[0]:
+                        raised = (task, value)
+                    continue
+                if raised is None:
+                    self._give(pipe, waiting)
+                left.discard(task)
                 yield value
 
     def _give(self, pipe: Any, waiting: Iterator[Task]) -> None:
@@ -147,9 +153,9 @@ def _serve(work: Callable, pipe: Any, inherited: list[Any], close: Callable[[], 
         except (EOFError, OSError):
             return
         try:
-            answer = (True, work(*task))
+            answer = (task, True, work(*task))
         except BaseException as error:
-            answer = (False, _sendable(error))
+            answer = (task, False, _sendable(error))
         try:
             pipe.send(answer)
         except OSError:
