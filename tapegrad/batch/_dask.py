@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import hashlib
+import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +16,7 @@ from tapegrad.batch._workers import Task
 
 _SECONDS_TO_ANSWER = 15
 _RETRIES = 3
+_LOST = "batch: the connection to the Dask scheduler is lost; start it again and resume"
 _jobs: dict[str, Job] = {}
 _loading = threading.Lock()
 
@@ -83,18 +88,19 @@ def on_cluster(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[Piece]:
             if task is None:
                 return
             chunk = job.data.read(*task) if job.data.in_memory else None
-            running.add(client.submit(_work, name, packed, *task, chunk, pure=False, retries=_RETRIES))
+            running.add(client.submit(_work, name, sent, *task, chunk, pure=False, retries=_RETRIES))
 
-    packed = client.submit(_same, packed, key=f"tapegrad-job-{name}", retries=_RETRIES)
+    sent = client.submit(_same, packed, key=f"tapegrad-job-{name}", retries=_RETRIES)
     try:
         fill()
         while running:
             try:
-                done = distributed.wait(running, timeout=_SECONDS_TO_ANSWER, return_when="FIRST_COMPLETED").done
+                with client.as_current(), _connected(distributed):
+                    done = distributed.wait(running, timeout=_SECONDS_TO_ANSWER, return_when="FIRST_COMPLETED").done
             except (TimeoutError, distributed.TimeoutError):
                 done = set()
             if client.status != "running":
-                raise ConnectionError("batch: the connection to the Dask scheduler is lost; start it again and resume")
+                raise ConnectionError(_LOST)
             for future in done:
                 running.discard(future)
                 piece = _result(distributed, future)
@@ -107,7 +113,8 @@ def on_cluster(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[Piece]:
 
 def _result(distributed: Any, future: Any) -> Piece:
     try:
-        return future.result()
+        with _connected(distributed):
+            return future.result()
     except ImportError as error:
         raise ImportError(
             f"batch: Dask workers cannot import what the function needs ({error}); install it there, or start them in the folder of the "
@@ -118,21 +125,19 @@ def _result(distributed: Any, future: Any) -> Piece:
             f"batch: Dask workers died again and again on one chunk, as happens when memory runs out ({error}); resume with workers that "
             "have more memory, or a smaller chunk_size"
         ) from None
-    except (
-        distributed.client.FutureCancelledError,
-        distributed.CancelledError,
-        distributed.comm.CommClosedError,
-    ) as error:
-        raise ConnectionError(
-            f"batch: the connection to the Dask scheduler is lost ({type(error).__name__}); start it again and resume"
-        ) from None
+
+
+@contextlib.contextmanager
+def _connected(distributed: Any) -> Iterator[None]:
+    # what Dask says of a scheduler that is lost, in our words
+    try:
+        yield
+    except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
+        raise ConnectionError(f"{_LOST} ({type(error).__name__})") from None
 
 
 def _packed(job: Job) -> tuple[str, bytes]:
     # without the data that is sent piece by piece
-    import copy
-    import hashlib
-
     cloudpickle = needed("cloudpickle", "dask", "a Dask client")
     sent = copy.copy(job)
     if job.data.in_memory:
@@ -152,8 +157,6 @@ def _same(packed: bytes) -> bytes:
 
 
 def _work(name: str, packed: bytes, start: int, stop: int, chunk: Any) -> Piece:
-    import pickle
-
     with _loading:
         if name not in _jobs:
             _jobs.clear()
