@@ -116,7 +116,7 @@ class Journal:
         return max((entry.get("samples", 0) for entry in self._entries()[0]), default=0)
 
     def _open(self) -> None:
-        self._file = open(self.path, "r+", encoding="utf-8")  # noqa: SIM115 - open until the job ends
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - open until the job ends
         try:
             import fcntl
         except ImportError:  # a system without locks of this kind
@@ -128,7 +128,12 @@ class Journal:
             raise BlockingIOError(
                 f"batch: another process is at work on this job (it holds {self.path}); wait for it, or end it"
             ) from None
+        except OSError:  # a file system without locks
+            pass
         self._file.seek(0, os.SEEK_END)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_file": None}  # other processes compute, and leave the journal alone
 
     def commit(self, samples: int, failures: list[Failure], sums: list[Node]) -> None:
         """Note that everything up to a sample is on disk.
@@ -154,7 +159,9 @@ class Journal:
         self._append({"finished": True})
 
     def _append(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
+        left = memoryview(json.dumps(entry).encode() + b"\n")
+        while left:
+            left = left[self._file.write(left) :]
         to_disk(self._file)
 
     def _beside(self, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -14,12 +15,14 @@ from multiprocessing import connection
 from typing import Any
 
 Task = tuple[int, int]
+_START = "fork" if sys.platform.startswith("linux") else "spawn"
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _AHEAD = 2  # tasks a worker is given at a time, so that it need not wait for the next one
 
 
 def default_workers() -> int:
     """Processes to use where nothing is said: one a core where they can be forked, else this one, whose kernels use all cores."""
-    if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
+    if _START != "fork" or multiprocessing.current_process().daemon:
         return 1
     return len(os.sched_getaffinity(0))
 
@@ -53,8 +56,8 @@ class Processes:
     """
 
     def __init__(self, work: Callable[[int, int], Any], count: int, close: Callable[[], None]) -> None:
-        fork = sys.platform.startswith("linux")
-        context: Any = multiprocessing.get_context("fork" if fork else "spawn")
+        fork = _START == "fork"
+        context: Any = multiprocessing.get_context(_START)
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
         try:
@@ -140,7 +143,9 @@ class Processes:
 
 
 def _serve(work: Callable, pipe: Any, inherited: list[Any], close: Callable[[], None] | None) -> None:
-    # a process ends when its pipe does, that is with the process that started it
+    # a process ends when its pipe does, that is with the process that started it; on Linux at once
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, int(signal.SIGKILL))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the terminal sends to all; the first process tells the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in inherited:

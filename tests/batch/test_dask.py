@@ -163,7 +163,8 @@ def test_no_workers(tmp_path, monkeypatch):
         run(F["loss"], DATA, PARAMS, out=tmp_path / "g.npy", client=idle)
 
 
-def test_workers_that_die_again_and_again(client, tmp_path):
+def test_workers_that_die_again_and_again(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 1)
     data = DATA.copy()
     data[40, 0] = 9
     with pytest.raises(RuntimeError, match="Dask workers died again and again on one chunk") as caught:

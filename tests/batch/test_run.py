@@ -64,6 +64,47 @@ def test_a_tuple_of_sources(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "g.npy"), 2 * (X.sum(1) - X[:, 0])[:, None] * X, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("kind", ["npy", "npy in Fortran order", "zarr", "Dask array"])
+def test_workers_read_and_write_by_themselves(kind, tmp_path):
+    out = tmp_path / "g.zarr" if kind == "zarr" else tmp_path / "g.npy"
+    run(loss, opened(kind, tmp_path), PARAMS, out=out, workers=2, chunk_size=8)
+    found = lines_of(out, ["w", "b"]) if kind == "zarr" else np.load(out)
+    np.testing.assert_allclose(found, by_hand(loss, X, PARAMS)[1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_workers_read_parquet(tmp_path):
+    source = parquet(tmp_path / "x.parquet", {"a": X[:, 0], "b": X[:, 1]})
+    run(lambda row: row["a"] * row["b"], source, out=tmp_path / "g.npy", workers=2, chunk_size=8)
+    np.testing.assert_allclose(np.load(tmp_path / "g.npy"), X[:, 1::-1])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_workers_that_are_started_afresh(tmp_path, monkeypatch):
+    from tapegrad.batch import _workers
+
+    monkeypatch.setattr(_workers, "_START", "spawn")
+    assert _workers.default_workers() == 1
+    run(energy, X, out=tmp_path / "g.npy", workers=2, chunk_size=8)
+    np.testing.assert_allclose(np.load(tmp_path / "g.npy"), by_hand(energy, X, wrt=("data",))[1], rtol=1e-13)
+    with pytest.raises(TypeError, match=r"the function cannot be sent to other processes .*define it at the top of a"):
+        run(lambda x: x.sum(), X, out=tmp_path / "h.npy", workers=2, chunk_size=8)
+
+
+def test_samples_without_elements(tmp_path):
+    run(lambda p, x: (p * x).sum(), np.zeros((5, 0)), np.zeros(0), wrt=("params", "data"), out=tmp_path / "g.npy")
+    assert np.load(tmp_path / "g.npy").shape == (5, 0)
+
+
+def test_whatever_the_grad_mode(tmp_path):
+    weight = tg.tensor(X[0], requires_grad=True)
+    for k, mode in enumerate((tg.no_grad, tg.enable_grad, tg.inference_mode)):
+        with mode():
+            run(lambda x: (weight * x * x).sum(), X, out=tmp_path / f"{k}.npy")
+        np.testing.assert_allclose(np.load(tmp_path / f"{k}.npy"), 2 * X[0] * X, rtol=1e-13)
+
+
 @pytest.mark.parametrize("wrt", ["params", "data", ("params", "data"), ("data", "params"), ["data"]])
 def test_wrt(wrt, tmp_path):
     run(loss, X, PARAMS, wrt=wrt, out=tmp_path / "g.npy")
