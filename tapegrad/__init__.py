@@ -96,6 +96,6 @@ def is_tensor(obj: object) -> "_builtins.bool":
 
 def __getattr__(name: str) -> _Any:
     """What is slow to import, at first use; to type checkers, also the operations added from the registry."""
-    if name == "optimize":
-        return _importlib.import_module("tapegrad.optimize")
+    if name in ("batch", "optimize"):
+        return _importlib.import_module(f"tapegrad.{name}")
     raise AttributeError(f"module 'tapegrad' has no attribute '{name}'")

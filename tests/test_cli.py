@@ -97,7 +97,7 @@ def test_warmup_compiles_the_real_kernels():
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("info",), ("warmup",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("batch",), ("info",), ("warmup",)])
 def test_help(command):
     result = invoke(*command, "--help")
     assert result.exit_code == 0

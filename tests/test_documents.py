@@ -20,7 +20,8 @@ def blocks(document, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text_of(document), re.MULTILINE | re.DOTALL)
 
 
-def test_the_readmes_programs_run_in_order():
+def test_the_readmes_programs_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they write files
     names, printed = {}, []
     for program in blocks("README.md", "python"):
         output = io.StringIO()
@@ -30,6 +31,9 @@ def test_the_readmes_programs_run_in_order():
     assert printed[0] == blocks("README.md", "text")[0]
     assert names["slope"].item() == 32
     assert names["curvature"].item() == 48
+    gradients = np.load("grads.npy")
+    assert gradients.shape == (10_000, 27)
+    np.testing.assert_allclose(names["mean"]["w"].ravel(), gradients.mean(0)[:24], rtol=1e-9)
 
 
 def test_the_example_of_an_op_works(tmp_path):

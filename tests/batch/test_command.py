@@ -1,0 +1,205 @@
+"""`tapegrad batch`: what it writes, and how it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tapegrad.cli import main
+from tests import processes
+from tests.batch.models import samples
+
+X = samples(20)
+MODEL = """
+import tapegrad as tg
+
+def loss(params, x):
+    return ((x @ params["w"]) - params["b"]) ** 2
+
+def energy(x):
+    return (x * x).sum()
+
+def pair(params, sample):
+    x, y = sample
+    return (x @ params["w"] - y) ** 2
+
+def vector(x):
+    return x
+
+def picky(x):
+    if x[0] > 5:
+        raise ValueError("too large")
+    return x.sum()
+
+class Model:
+    @staticmethod
+    def energy(x):
+        return (x * x).sum()
+"""
+W = np.array([1.0, -1.0, 0.5, 2.0])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a module, data and parameters, and in it."""
+    (tmp_path / "model_of_command.py").write_text(textwrap.dedent(MODEL))
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", X[:, 0])
+    np.savez(tmp_path / "p.npz", w=W, b=np.array(0.5))
+    (tmp_path / "p.json").write_text(json.dumps({"w": W.tolist(), "b": 0.5}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("model_of_command", None)
+
+
+def invoke(function, *arguments):
+    return CliRunner().invoke(main, ["batch", f"model_of_command:{function}", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("params", ["p.npz", "p.json"])
+def test_gradients_with_respect_to_params(folder, params):
+    result = invoke("loss", "--data", "x.npy", "--params", params, "--out", "g.npy", "--values", "v.npy")
+    assert result.exit_code == 0, result.output
+    error = X @ W - 0.5
+    np.testing.assert_allclose(np.load("v.npy"), error**2)
+    np.testing.assert_allclose(np.load("g.npy"), 2 * error[:, None] * np.column_stack([X, -np.ones(20)]), rtol=1e-12)
+    assert "20 samples in " in result.output
+    assert "gradients  g.npy" in result.output
+    assert "batch: 1/1 chunks, " in result.output
+
+
+def test_without_params_with_workers(folder):
+    result = invoke("energy", "--data", "x.npy", "--out", "g.npy", "--workers", 2, "--chunk-size", 8)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(np.load("g.npy"), 2 * X)
+    assert invoke("Model.energy", "--data", "x.npy", "--out", "m.npy").exit_code == 0
+
+
+def test_reduction_and_several_sources(folder):
+    result = invoke(
+        "pair", "--data", "x.npy", "--data", "y.npy", "--params", "p.npz", "--reduce", "mean", "--out", "g.npz"
+    )
+    assert result.exit_code == 0, result.output
+    with np.load("g.npz") as found:
+        np.testing.assert_allclose(found["w"], (2 * (X @ W - X[:, 0])[:, None] * X).mean(0))
+    assert "value      " in result.output
+
+
+def test_wrt_both(folder):
+    result = invoke("loss", "--data", "x.npy", "--params", "p.npz", "--wrt", "params,data", "--out", "g.npy")
+    assert result.exit_code == 0, result.output
+    assert np.load("g.npy").shape == (20, 9)
+
+
+def test_failing_samples(folder):
+    data = X.copy()
+    data[[3, 4], 0] = 7
+    np.save("x.npy", data)
+    result = invoke("picky", "--data", "x.npy", "--out", "g.npy")
+    assert result.exit_code == 1
+    assert "Error: the function fails on sample 3: ValueError: too large; mend " in result.output
+    assert "such samples and list them: --on-error nan" in result.output
+    assert "0 of 20 samples are committed" in result.output
+    result = invoke("picky", "--data", "x.npy", "--out", "g.npy", "--on-error", "nan", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "failed     2 samples\n           3 to 4: ValueError: too large" in result.output
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "code", "message"),
+    [
+        ("loss", [], 2, "Missing option '--data'"),
+        ("loss", ["--data", "x.npy", "--reduce", "max"], 2, "'max' is not one of 'sum', 'mean'"),
+        ("loss", ["--data", "x.npy", "--on-error", "skip"], 2, "'skip' is not one of 'raise', 'nan'"),
+        ("loss", ["--data", "x.npy", "--workers", "many"], 2, "'many' is not a valid integer"),
+        ("loss", ["--data", "no.npy", "--params", "p.npz", "--out", "g.npy"], 1, "there is no file no.npy"),
+        ("loss", ["--data", "x.npy", "--params", "no.npz", "--out", "g.npy"], 1, "params: there is no file no.npz"),
+        ("loss", ["--data", "x.npy", "--params", "p.npz"], 1, "there is nowhere to put results"),
+        ("loss", ["--data", "x.npy", "--out", "g.npy"], 1, "f(sample), without params, but does not take these"),
+        ("energy", ["--data", "x.npy", "--out", "g.txt"], 1, "out must end with .npy or .zarr"),
+        ("energy", ["--data", "x.npy", "--out", "g.npy", "--wrt", "weights"], 1, "wrt must be 'params', 'data'"),
+        ("energy", ["--data", "x.npy", "--out", "g.npy", "--workers", "0"], 1, "workers must be None or a positive"),
+        ("energy", ["--data", "x.npy", "--out", "no/g.npy"], 1, "there is no folder no; make it first"),
+        ("energy", ["--data", "x.npy", "--out", "y.npy"], 1, "the output exists; give another name, replace it with --overwrite"),
+        ("energy", ["--data", "p.json", "--out", "g.npy"], 1, "is no .npy file, no .zarr store and no Parquet dataset"),
+        ("vector", ["--data", "x.npy", "--out", "g.npy"], 1, "must return a scalar"),
+        ("nothing", ["--data", "x.npy", "--out", "g.npy"], 1, "has no 'nothing'; it has Model, energy, loss, pair"),
+    ],
+)  # fmt: skip
+def test_errors_and_exit_codes(folder, function, arguments, code, message):
+    result = invoke(function, *arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("model", 2, "'model' is not MODULE:FUNCTION, such as model:loss"),
+        ("no_such_module:f", 1, "cannot import module 'no_such_module': ModuleNotFoundError"),
+        ("broken:f", 1, "cannot import module 'broken': SyntaxError"),
+    ],
+)
+def test_functions_that_cannot_be_imported(folder, name, code, message):
+    (folder / "broken.py").write_text("def f(:\n")
+    result = CliRunner().invoke(main, ["batch", name, "--data", "x.npy", "--out", "g.npy"])
+    assert result.exit_code == code
+    assert message in result.output
+
+
+def test_resume_and_overwrite(folder):
+    assert invoke("energy", "--data", "x.npy", "--out", "g.npy").exit_code == 0
+    assert "after 20 that were done before" in invoke("energy", "--data", "x.npy", "--out", "g.npy", "--resume").output
+    result = invoke("picky", "--data", "x.npy", "--out", "g.npy", "--resume")
+    assert result.exit_code == 1
+    assert "begun by another job: code of energy is gone" in result.output
+    assert "start afresh with --overwrite" in result.output
+    assert invoke("picky", "--data", "x.npy", "--out", "g.npy", "--overwrite").exit_code == 0
+    np.testing.assert_array_equal(np.load("g.npy"), 1)
+    result = invoke("picky", "--data", "x.npy", "--out", "g.npy", "--overwrite", "--resume")
+    assert result.exit_code == 1
+    assert "choose one" in result.output
+
+
+def test_a_scheduler_that_does_not_answer(folder, monkeypatch):
+    pytest.importorskip("distributed")
+    from tapegrad.batch import _dask
+
+    monkeypatch.setattr(_dask, "_SECONDS_TO_ANSWER", 1)
+    result = invoke("energy", "--data", "x.npy", "--out", "g.npy", "--scheduler", "tcp://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "the scheduler at tcp://127.0.0.1:9 does not answer within 1 s" in result.output
+    assert not os.path.exists("g.npy.journal")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_interrupt_exits_with_130(folder):
+    (folder / "slow.py").write_text(
+        "import time\nfrom tapegrad.batch import _job\n_job._MOST_IN_BLOCK = 4\n"
+        "def f(x):\n    time.sleep(0.05)\n    return x.sum() if x[0] < 9 else x.mean()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tapegrad.cli", "batch", "slow:f", "--data", "x.npy", "--out", "g.npy", "--chunk-size", "4"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(processes.ROOT), os.environ.get("PYTHONPATH", "")])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    journal = folder / "g.npy.journal"
+    while not (journal.exists() and journal.read_text().count("samples")) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("interrupted: ")
+    assert errors.splitlines()[-1].endswith("of 20 samples are committed, and --resume goes on from there")
+    assert "Traceback" not in errors
