@@ -261,13 +261,15 @@ class Tensor:
         Raises:
             RuntimeError: for dtypes that are not floating, and to switch it off on a result.
         """
-        if not self.is_leaf:
+        flags = self._flags()
+        k = self._id
+        if rt.look(_S, k, LOOK_NODE) >= 0:
             if not requires_grad:
                 raise RuntimeError(errors.NOT_A_LEAF)
             return self
-        if requires_grad and not self.dtype.is_floating_point:
+        if requires_grad and not dtypes.ALL[rt.look(_S, k, LOOK_META) & 0xFF].is_floating_point:
             raise RuntimeError(errors.NOT_FLOATING_SET)
-        if requires_grad and self._flags() & INFERENCE and not rt.mode_of_thread(_S) & INFERENCE_MODE:
+        if requires_grad and flags & INFERENCE and not rt.mode_of_thread(_S) & INFERENCE_MODE:
             raise RuntimeError("Setting requires_grad=True on inference tensor outside InferenceMode is not allowed.")
         rt.set_flag(_S, self._id, REQUIRES_GRAD, bool(requires_grad))
         leaves[self._id] = weakref.ref(self)

@@ -20,16 +20,15 @@ from tapegrad.autograd.rows import Row, RowOp, handle, operands
 from tapegrad.autograd.sampling import watching_reads
 from tapegrad.autograd.watching import is_watched
 from tapegrad.engine import structs
-from tapegrad.engine.remembered import DESCRIPTION_WORDS, STEP_KERNEL, STEP_POINTWISE, STEP_VIEW
+from tapegrad.engine.remembered import DESCRIPTION_WORDS, STEP_KERNEL, STEP_POINTWISE, STEP_VIEW, WATCHED
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_ATTACHED, LOOK_DATA, LOOK_META, LOOK_STORAGE, LOOK_TRACED
+from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_STORAGE, LOOK_TRACED
 from tapegrad.ops._kernel import filled_op
 from tapegrad.ops._view import Geometry, ViewPlan, detach_op, show
 from tapegrad.ops._write import copy_slices
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
-_RETAINED = structs.RETAIN_GRAD << 8
 _KEPT = 512  # structures
 _CONSTANT_BYTES = 1 << 20  # of one structure
 _known: OrderedDict[Any, Any] = OrderedDict()
@@ -45,10 +44,11 @@ class _Room:
         self.words = self.block[:DESCRIPTION_WORDS]
         self.ids = self.block[DESCRIPTION_WORDS : 2 * DESCRIPTION_WORDS]
         self.places = self.block[2 * DESCRIPTION_WORDS :]
-        self.slots = np.zeros(0, np.int32)
+        self.grow()
 
     def grow(self) -> None:
         self.slots = np.zeros(2 * int(rt.state.buffer_capacity), np.int32)
+        self.slots_address: int = self.slots.__array_interface__["data"][0]
 
 
 class Graph:
@@ -68,23 +68,19 @@ class Graph:
         given = array("q", (*stops, *ends, *(t._id for t in others)))
         counts = (len(stops), len(ends), len(others), traced)
         while True:
-            slots = room.slots
             n = rt.describe_graph(
-                _S,
-                given.buffer_info()[0],
-                *counts,
-                room.address,
-                slots.__array_interface__["data"][0],
-                slots.size,
+                _S, given.buffer_info()[0], *counts, room.address, room.slots_address, room.slots.size
             )
             if n != -2:
                 break
             room.grow()
-        self.structure: bytes | None = room.words[:n].tobytes() if n > 0 else None
         # whether hooks or kept gradients belong to what it stops at
-        self.watched = any(rt.look(_S, k, LOOK_ATTACHED) or rt.look(_S, k, LOOK_META) & _RETAINED for k in stops)
+        self.watched = n >= WATCHED
+        n &= WATCHED - 1 if n > 0 else -1
+        self.structure: bytes | None = room.words[:n].tobytes() if n > 0 else None
         if n > 0:
-            self.ids = room.ids[1 : 1 + room.ids[0]].copy()
+            count = room.ids[0]
+            self.ids = room.ids[1 : 1 + count].copy()
             self.others = {t._id: t for t in others}
             self._places = room.places[: 1 + room.places[0]].copy()
 

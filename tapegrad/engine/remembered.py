@@ -36,6 +36,8 @@ from tapegrad.engine.tape import free_block, new_attributes, release
 
 # room for a description, in words; longer graphs are not worth remembering
 DESCRIPTION_WORDS = 1 << 15
+# added to the number of words: hooks or kept gradients belong to what a graph stops at
+WATCHED = 1 << 32
 # bits of `mark`: a graph is followed from here; a path leads from here to a wanted buffer
 _FOLLOW, _REACHES = 8, 16
 # flags that a derivative may depend on
@@ -154,7 +156,7 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
         slots: address of `room` int32, all zero, one a buffer.
 
     Returns:
-        The number of words of the structure; -1 if the rows are too many, or cannot be recorded again; -2 for too few slots.
+        The number of words of the structure, plus WATCHED if so; -1 if the rows are too many, or cannot be recorded again; -2 for too few slots.
     """
     s = state_at(S)
     if s.buffer_count > room:
@@ -167,6 +169,7 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
     bottom = 0
     last_stop = 0
     hooked = False
+    watched = False
     i64(words)[0] = stops
     i64(words)[1] = ends
     i64(words)[2] = others
@@ -180,6 +183,7 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
         n += 2
         if k < stops:
             last_stop = i64(ids)[0]
+            watched = watched or buffer_of(S, q).attached or buffer_of(S, q).flags & RETAIN_GRAD
         elif k < stops + ends:
             b = buffer_of(S, q)
             hooked = hooked or (not traced and (b.attached or b.flags & RETAIN_GRAD))
@@ -218,7 +222,9 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
     for k in range(1, i64(ids)[0] + 1):
         i32(slots)[i64(ids)[k]] = 0
         buffer_of(S, i64(ids)[k]).mark &= ~_FOLLOW
-    return -1 if hooked else n
+    if hooked or n < 0:
+        return -1
+    return n + WATCHED if watched else n
 
 
 @internal_words
