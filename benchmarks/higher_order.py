@@ -73,7 +73,7 @@ def hessian_vector_product(T: Any) -> Job:
     return run
 
 
-@_row("gradient penalty step of a 4-16-1 network, 8 samples, float32", 1, 2)
+@_row("gradient penalty step of a 4-16-1 network, 8 samples, float32", 3, 4)
 def gradient_penalty(T: Any) -> Job:
     d = {name: array.astype(np.float32) for name, array in _network().items()}
     first, second, inputs = _leaf(T, d["first"]), _leaf(T, d["second"]), T.tensor(d["inputs"])

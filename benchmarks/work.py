@@ -84,6 +84,34 @@ def small_ops(T: Any, shape: tuple[int, ...]) -> Job:
     return run
 
 
+@_row("1,000 small ops, 0-d, float64, with ten hooks and ten custom functions among them", 8, 12)
+def small_ops_and_users_code(T: Any) -> Job:
+    """The same chain, with code of the user's here and there, which must cost its own calls only."""
+    x, c = _leaf(T, np.array(0.7)), T.tensor(np.array(0.1))
+
+    class Same(T.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return g
+
+    def run() -> Any:
+        x.grad = None
+        y = x
+        for k in range(500):
+            y = y * 0.999 + c
+            if k % 50 == 0:
+                y.register_hook(lambda g: None)
+                y = Same.apply(y)
+        y.backward()
+        return y, x.grad
+
+    return run
+
+
 @_row("1,000 small ops, 10 elements, float64, under no_grad", 3, 4, shape=(10,))
 @_row("1,000 small ops, 0-d, float64, under no_grad", 3, 4, shape=())
 def small_ops_without_gradients(T: Any, shape: tuple[int, ...]) -> Job:
