@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,14 @@ def _check_roots(tensors: Sequence[Tensor]) -> None:
             raise TypeError(f"element {k} of tensors must be a Tensor, but got {type(t).__name__}")
         if not t.requires_grad:
             raise RuntimeError(errors.NO_GRAPH.format(k))
+
+
+def _gradients(given: Any, count: int) -> tuple:
+    if given is None:
+        return (None,) * count
+    if not isinstance(given, (Tensor, Iterable)):
+        raise TypeError(errors.GRADIENT_TYPE.format(type(given).__name__))
+    return _as_tuple(given)
 
 
 def _check_wanted(inputs: Sequence[Tensor]) -> None:
@@ -108,7 +116,7 @@ def backward(
     roots = _as_tuple(tensors)
     _check_roots(roots)
     retain = create_graph if retain_graph is None else bool(retain_graph)
-    gradients = _as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(roots)
+    gradients = _gradients(grad_tensors, len(roots))
     starts = _start_values(roots, gradients)
     if inputs is None:
         _run(roots, starts, retain, None, create_graph)
@@ -171,7 +179,7 @@ def grad(
         raise RuntimeError("`inputs` argument to `grad()` cannot be empty.")
     _check_roots(roots)
     _check_wanted(wanted)
-    gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
+    gradients = _gradients(grad_outputs, len(roots))
     if is_grads_batched:
         return _batched(roots, wanted, gradients, retain, create_graph, bool(allow_unused), materialize_grads)
     starts = _start_values(roots, gradients)
