@@ -299,11 +299,9 @@ class Tensor:
             if rt.look(_S, self._id, LOOK_NODE) >= 0 and not self._flags() & RETAIN_GRAD:
                 warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
-        try:
-            if self._grad._id == k:
-                return self._grad
-        except AttributeError:
-            pass
+        known = self._grad
+        if known is not None and known._id == k:
+            return known
         rt.retain(_S, k)
         self._grad = g = wrap(k)
         g._root = g._where = None

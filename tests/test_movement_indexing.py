@@ -372,3 +372,12 @@ def test_nothing_stays_behind():
     del y
     gc.collect()
     assert (int(rt.state["live_buffers"]), int(rt.state["row_count"])) == before
+
+
+def test_a_gradient_without_elements_flows_to_what_cat_skips():
+    x, empty = tg.ones(2, 2, requires_grad=True), tg.zeros(0, requires_grad=True)
+    joined = tg.cat([empty, x, empty], 1)
+    assert joined.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    joined.sum().backward()
+    assert empty.grad.shape == (0,)
+    assert x.grad.tolist() == [[1.0, 1.0], [1.0, 1.0]]

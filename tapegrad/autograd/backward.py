@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tapegrad import errors
@@ -52,6 +52,14 @@ def _check_roots(tensors: Sequence[Tensor]) -> None:
             raise TypeError(f"element {k} of tensors must be a Tensor, but got {type(t).__name__}")
         if not _requires_grad(t):
             raise RuntimeError(errors.NO_GRAPH.format(k))
+
+
+def _gradients(given: Any, count: int) -> tuple:
+    if given is None:
+        return (None,) * count
+    if not isinstance(given, (Tensor, Iterable)):
+        raise TypeError(errors.GRADIENT_TYPE.format(type(given).__name__))
+    return _as_tuple(given)
 
 
 def _check_wanted(inputs: Sequence[Tensor]) -> None:
@@ -116,7 +124,7 @@ def backward(
     roots = _as_tuple(tensors)
     _check_roots(roots)
     retain = create_graph if retain_graph is None else bool(retain_graph)
-    gradients = _as_tuple(grad_tensors) if grad_tensors is not None else (None,) * len(roots)
+    gradients = _gradients(grad_tensors, len(roots))
     starts = _checked_gradients(roots, gradients)
     if inputs is None:
         run(roots, starts, retain, None, create_graph)
@@ -175,7 +183,7 @@ def grad(
         )
     roots, wanted = _as_tuple(outputs), _as_tuple(inputs)
     retain = create_graph if retain_graph is None else bool(retain_graph)
-    gradients = _as_tuple(grad_outputs) if grad_outputs is not None else (None,) * len(roots)
+    gradients = _gradients(grad_outputs, len(roots))
     if not (create_graph or is_grads_batched or is_anomaly_enabled()):
         found = run_plain(roots, gradients, retain, wanted)
         if found is not None:

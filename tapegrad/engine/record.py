@@ -221,7 +221,9 @@ def record(S, op, a, b, c):
             return LEAF_WRITTEN
         if A.flags & INFERENCE and not mode & INFERENCE_MODE:
             return INFERENCE_WRITTEN
-        if mode == 0 and (A.flags & NO_GRAD_VIEW or (need and A.flags & UNFOLLOWED)):
+        if mode == 0 and (
+            A.flags & NO_GRAD_VIEW or (need and A.flags & UNFOLLOWED and storage_of(S, A.storage).refs > 1)
+        ):
             return NO_GRAD_VIEW_WRITTEN
         if (need or traced) and A.flags & IS_VIEW and not options & VIEW_HANDLED:
             return VIEW_WRITTEN
@@ -346,7 +348,9 @@ def record_view(S, op, a, layout, offset, where, where_offset):
     out = new_buffer(S, storage, A.data + offset * itemsize(A.dtype), layout, A.dtype)
     A = buffer_of(S, a)
     O = buffer_of(S, out)
-    O.flags = A.flags & (INFERENCE | UNFOLLOWED)
+    O.flags = A.flags & INFERENCE
+    if A.flags & UNFOLLOWED and shared.refs > 2:
+        O.flags |= UNFOLLOWED  # others than these two show the memory
     if mode and A.flags & (REQUIRES_GRAD | NO_GRAD_VIEW):
         O.flags |= NO_GRAD_VIEW
     if mode and not traced:

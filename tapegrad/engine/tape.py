@@ -395,7 +395,8 @@ def look(S, k, what):
     if what == LOOK_TRACED:
         return b.flags & TRACED
     if what == LOOK_UNFOLLOWED:
-        return b.flags & UNFOLLOWED
+        # whose memory others show too
+        return b.flags & UNFOLLOWED and storage_of(S, b.storage).refs > 1
     if what == LOOK_OLDER:
         return b.flags & OLDER
     if what == LOOK_ATTACHED:

@@ -381,7 +381,7 @@ def zero_(self: Tensor) -> Tensor:
 def _unexpanded(t: Tensor) -> Tensor:
     # one element of each run of elements that share memory: writing one value to all of them is well defined
     for d, (n, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
-        if stride == 0 and n > 1:
+        if stride == 0 and n > 1 and t.numel():
             t = t.narrow(d, 0, 1)  # type: ignore[attr-defined]
     return t
 

@@ -265,6 +265,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out
                     f"Sizes of tensors must match except in dimension {dim}. Expected size {a} but got size {b} for tensor "
                     f"number {k} in the list."
                 )
+    # gradients, without elements too, flow to what was skipped
+    none = (*first[:dim], 0, *first[dim + 1 :])
+    kept += [t.reshape(none) for t in given if t.shape != first and t.shape == (0,) and t.requires_grad]
     extents = [t.shape[dim] for t in kept]
     joined = join(kept, dim, (*first[:dim], sum(extents), *first[dim + 1 :]), extents)
     return joined if out is None else out.copy_(joined)

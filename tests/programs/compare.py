@@ -111,6 +111,8 @@ class _Comparison:
             )
         if says(expected, TWICE) and not says(found, TWICE) and any(step.writes for step in self.program):
             raise Outside("a write to a view, which PyTorch can sweep only once")
+        if says(expected, TWICE) and says(found, *WITHOUT_GRADIENT):
+            raise Outside("an input that in PyTorch shares its node, which was freed, with others that were used")
         target = self.reference.names[step.operands[0]] if step is not None and step.writes else None
         if target is not None and target._base is not None and found is None and says(expected, *LEAF_WRITTEN):
             raise Outside("a write to a view that PyTorch takes for the leaf it was before its base was written to")

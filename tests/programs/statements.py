@@ -49,7 +49,7 @@ tg.nn.functional.logsigmoid({0}) | tg.rad2deg({0} * 0.1) | tg.rsub({0}, 1.5) | {
 BENT = """
 {0}.abs() | {0}.relu() | {0}.clamp(-0.513, 0.817) | {0}.clamp(min=0.113) | {0}.clamp_max(0.717) | {0}.floor() | {0}.ceil() | {0}.sign()
 {0}.round() | {0}.trunc() | {0}.frac() | tg.nn.functional.leaky_relu({0}, 0.1) | tg.nn.functional.elu({0}) | {0}.fmod(0.717)
-{0}.remainder(0.717) | tg.where({0} > 0.117, {0}, -{0}) | tg.where({0} > 0, 0.5, {0}) | {0}.masked_fill({0} > 0.513, 0.2) | {0}.nan_to_num()
+{0}.remainder(0.717) | tg.where({0} > 0.117, {0}, -{0}) | tg.where({0} > 0.051, 0.5, {0}) | {0}.masked_fill({0} > 0.513, 0.2) | {0}.nan_to_num()
 tg.nn.functional.hardtanh({0}) | tg.nn.functional.softsign({0}) | {0} * ({0} > 0.213)
 """
 PAIRS = """
@@ -59,7 +59,7 @@ tg.atan2({0}, {1}.square() + 0.5) | tg.hypot({0}, {1} + 3) | tg.where({0} > 0.11
 ({0}.square() + 0.5) ** {1} | {0} * 0.3 + {1} * 0.7 | tg.xlogy({0}, {1}.square() + 0.5) | {0}.remainder({1}.square() + 0.5)
 {0}.sub({1}, alpha=0.5) | {0}.add({1}, alpha=2) | {0} * {1}.detach() | {0}.fmod({1}.square() + 0.5) | {0}.clamp(max={1})
 tg.nn.functional.mse_loss({0}, {1}) | tg.nn.functional.smooth_l1_loss({0}, {1}, reduction='sum')
-{0}.masked_fill({1} > 0, 0.5) | {0}.div({1}.square() + 0.5) | {0}.lerp({1}, {0}) | tg.addcmul({0}, {0}, {1})
+{0}.masked_fill({1} > 0.051, 0.5) | {0}.div({1}.square() + 0.5) | {0}.lerp({1}, {0}) | tg.addcmul({0}, {0}, {1})
 """
 
 

@@ -227,6 +227,23 @@ def test_operands_that_are_overwritten_with_the_result_count_as_they_were_or_are
         np.testing.assert_allclose(vals(x.grad), vals(slope(old)) / (1 + vals(x) ** 2))
 
 
+def test_a_result_of_views_within_an_operation_may_be_written_to():
+    x = leaf([1.0, 2.0])
+    with tg.no_grad():
+        y = x.reshape(2, 1).roll(1)
+    y.mul_(x.reshape(2, 1))
+    y[:1].mul_(x[0])
+    y.sum().backward()
+    same(x.grad, [4.0, 1.0])
+
+
+def test_a_leaf_without_elements_is_refused_as_a_leaf():
+    x = tg.zeros(3, 0, 0, requires_grad=True)
+    for write in (lambda: x.zero_(), lambda: x.fill_(1), lambda: x.add_(1)):
+        with pytest.raises(RuntimeError, match=r"^a leaf Variable that requires grad"):
+            write()
+
+
 def test_a_tensor_without_elements_does_not_overlap_itself():
     x = tg.ones(0, 1).expand(0, 3)
     assert x.stride(1) == 0
