@@ -84,7 +84,7 @@ def small_ops(T: Any, shape: tuple[int, ...]) -> Job:
     return run
 
 
-@_row("1,000 small ops, 0-d, float64, with ten hooks and ten custom functions among them", 8, 12)
+@_row("1,000 small ops, 0-d, float64, with ten hooks and ten custom functions among them", 3, 4)
 def small_ops_and_users_code(T: Any) -> Job:
     """The same chain, with code of the user's here and there, which must cost its own calls only."""
     x, c = _leaf(T, np.array(0.7)), T.tensor(np.array(0.1))

@@ -299,7 +299,7 @@ class Tensor:
             if rt.look(_S, self._id, LOOK_NODE) >= 0 and not self._flags() & RETAIN_GRAD:
                 warnings.warn(errors.GRAD_OF_NON_LEAF, UserWarning, stacklevel=2)
             return None
-        known = self._grad
+        known = getattr(self, "_grad", None)
         if known is not None and known._id == k:
             return known
         rt.retain(_S, k)

@@ -109,7 +109,7 @@ def _finish(answer: int) -> None:
         while answer != structs.DONE:
             if answer == structs.SWEEP_MEMORY:
                 raise MemoryError("no memory for a gradient")
-            _add_in_python(int(rt.state.fault))
+            _add_in_python(int(rt.state["fault"]))
             answer = rt.settle(_S)
     except BaseException:
         rt.abandon(_S, int(rt.state.row_count) - 1)
@@ -292,7 +292,7 @@ def _sweep(answer: int) -> None:
     """Do what a stopped sweep asks for, and resume it, until it is done."""
     state = rt.state
     while answer != structs.DONE:
-        index, slot = int(state.fault), int(state.fault_slot)
+        index, slot = int(state["fault"]), int(state["fault_slot"])
         op = OPS[int(rt.row(index)["op"])]
         assert op is not None
         if answer == structs.SWEEP_KERNEL:
@@ -330,10 +330,10 @@ def _reverse_in_python(index: int) -> None:
     with set_grad_enabled(False):
         parts = hooked_parts(row, g, rt.wanted_inputs(_S, index), False)
         for target, part in zip(operands(row), parts, strict=False):
-            if part is not None and (not rt.state.selective or rt.buffer(target)["mark"]):
+            if part is not None and (not rt.state["selective"] or rt.buffer(target)["mark"]):
                 _accumulate(target, part)
     rt.finish_row(_S, index)
-    if not rt.state.retain:
+    if not rt.state["retain"]:
         free_attached(row)
 
 

@@ -222,19 +222,19 @@ class Runtime:
 
     def buffer(self, k: int) -> Any:
         """A view of one row of the buffer table; valid until the table grows."""
-        return self._look(self.state.buffers + k * structs.BUFFER_SIZE, structs.BUFFER)
+        return self._look(self.state["buffers"] + k * structs.BUFFER_SIZE, structs.BUFFER)
 
     def row(self, index: int) -> Any:
         """A view of one row of the tape; valid until the table grows."""
-        return self._look(self.state.rows + index * structs.ROW_SIZE, structs.ROW)
+        return self._look(self.state["rows"] + index * structs.ROW_SIZE, structs.ROW)
 
     def storage(self, k: int) -> Any:
         """A view of one row of the storage table; valid until the table grows."""
-        return self._look(self.state.storages + k * structs.STORAGE_SIZE, structs.STORAGE)
+        return self._look(self.state["storages"] + k * structs.STORAGE_SIZE, structs.STORAGE)
 
     def layout_row(self, k: int) -> Any:
         """A view of one row of the layout table; valid until the table grows."""
-        return self._look(self.state.layouts + k * structs.LAYOUT_SIZE, structs.LAYOUT)
+        return self._look(self.state["layouts"] + k * structs.LAYOUT_SIZE, structs.LAYOUT)
 
     @staticmethod
     def _look(address: int, dtype: np.dtype) -> Any:

@@ -22,7 +22,7 @@ from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 _S = rt.S
 
 # numbers of the calls remembered, by op and arguments, and what a call being worked out has launched
-_asked: dict[tuple, int] = {}
+_asked: dict[Any, int] = {}
 _FIRST_ASKED = 1 << 32
 _launches = threading.local()
 
@@ -93,7 +93,8 @@ class KernelOp(Op):
             return self.call(*args, **named)
         x = args[0]
         try:
-            key = (self.code, args[1:], *map(type, args[1:]), *named.items())
+            plain = len(args) == 1 and not named
+            key = self.code if plain else (self.code, args[1:], *map(type, args[1:]), *named.items())
             asked = _asked.get(key)
         except TypeError:  # arguments that cannot be remembered
             return self.call(*args, **named)

@@ -519,6 +519,10 @@ class Pointwise(Op):
     # calls
 
     def __call__(self, *args: Any, out: Tensor | None = None, **named: Any) -> Tensor:
+        if self.arity == len(args) == 1 and out is None and not named and type(args[0]) is Tensor:
+            k = rt.record(_S, self.code, args[0]._id, 0, 0)
+            if k > 0:
+                return wrap(k)
         if named:
             args = self._bind(args, named)
         if len(args) != self.arity:
@@ -542,9 +546,7 @@ class Pointwise(Op):
         k = 0
         first = args[0]
         if type(first) is Tensor:
-            if self.arity == 1:
-                k = rt.record(_S, self.code, first._id, 0, 0)
-            elif self.arity == 2 and type(args[1]) is Tensor:
+            if self.arity == 2 and type(args[1]) is Tensor:
                 k = rt.record(_S, self.code, first._id, args[1]._id, 0)
         if k <= 0:
             if self.same_on_integers and type(first) is Tensor and first.dtype.category == 1:

@@ -27,7 +27,7 @@ T = float  # the kernel's type, where a derivative needs it
 
 def wanted(x: Tensor) -> bool:
     """Whether the derivative may be asked for."""
-    if rt.look(_S, x._id, LOOK_TRACED) and rt.state.trace_mask:
+    if rt.look(_S, x._id, LOOK_TRACED) and rt.state["trace_mask"]:
         return True
     return x.requires_grad and not rt.mode_of_thread(_S)
 
