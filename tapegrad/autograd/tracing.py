@@ -58,6 +58,11 @@ def recording() -> Iterator[None]:
         rt.set_mode(_S, before)
 
 
+def under_way() -> bool:
+    """Whether a thread is in a transformation, or records a program."""
+    return _open > 0 or tensor.recorders > 0
+
+
 def depth() -> int:
     """How many transformations this thread is in."""
     return getattr(_local, "depth", 0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tapegrad import _tree, dtypes
 from tapegrad.autograd.function import Function
-from tapegrad.autograd.tracing import depth, is_traced
+from tapegrad.autograd.tracing import is_traced, under_way
 from tapegrad.creation import as_tensor
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -83,7 +83,7 @@ class Compiled(Callables):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure, key = self._signature(args, kwargs)
-        if capturing() or (depth() and any(type(v) is Tensor and is_traced(v) for v in leaves)):
+        if under_way() and (capturing() or any(type(v) is Tensor and is_traced(v) for v in leaves)):
             return self._function(*args, **kwargs)
         family = self._families.get(key)
         if family is None or not family.environment.is_same():
@@ -94,7 +94,7 @@ class Compiled(Callables):
         if program is None:
             return ran
         if program.as_arrays or not any(program.tracked) or rt.mode_of_thread(_S):
-            return program.result(ran.outputs)
+            return program.result(ran[0])
         return self._tracked(key, family, program, leaves, ran)
 
     def _signature(self, args: tuple, kwargs: dict) -> tuple[list[Any], _tree.Structure | int, Any]:
@@ -161,6 +161,16 @@ class Compiled(Callables):
     def _run(self, family: Family, leaves: Sequence[Any]) -> tuple[Program | None, Any]:
         """Run the path that these arguments take; the program and how it ran, or None and the result of an eager run."""
         self._calls += 1
+        first = family.programs[0] if family.programs else None
+        if first is not None and first.simple:
+            try:
+                ran = first.run(leaves)
+            except (Outdated, KernelRaised):
+                pass  # told apart below
+            else:
+                first.used = self._calls
+                family.runs += 1
+                return first, ran
         saved: list[tuple[Any, Any]] = []
         tried: set[int] = set()
         path: tuple[bytes, ...] = ()
@@ -291,17 +301,18 @@ class Compiled(Callables):
     def _tracked(self, key: Any, family: Family, program: Program, leaves: list[Any], ran: Ran) -> Any:
         data = [v if isinstance(v, Tensor) else as_tensor(v) for v in leaves if isinstance(v, Tensor | np.ndarray)]
         outside = [s.tensor for s in program.captured if s.tensor.requires_grad]
-        call = _Call(self, key, family, program, leaves, ran.outputs, len(data), len(outside))
-        return program.result(_CompiledCall.apply(call, *data, *outside, *ran.draws))
+        outputs, draws = ran
+        call = _Call(self, key, family, program, leaves, outputs, len(data))
+        return program.result(_CompiledCall.apply(call, *data, *outside, *draws))
 
     def _pull_back(self, call: _Call, needs: tuple[bool, ...]) -> Compiled:
-        """The compiled derivative of calls of one signature: of tensors and of adjoints of the outputs."""
+        """The compiled derivative of calls of one signature: of the call's tensors and the adjoints of its outputs."""
         outside = [s.tensor for s in call.program.captured if s.tensor.requires_grad]
         name = (call.key, needs, tuple(call.program.tracked), tuple(id(t) for t in outside))
         known = self._derived.get(name)
         if known is None:
             known = self._derived[name] = Compiled(
-                functools.partial(_pull_back, self, call.family, _Template(call.leaves), needs, outside),
+                functools.partial(_pull_back, self, call.family, _Template(call.leaves), needs, outside, call.data),
                 max_programs=self._most,
             )
             known._name = f"derivative of {self._name}"
@@ -444,16 +455,10 @@ class _Call:
         leaves: list[Any],
         outputs: list[Any],
         data: int,
-        outside: int,
     ) -> None:
         self.compiled, self.key, self.family, self.program = compiled, key, family, program
         self.leaves, self.outputs = leaves, outputs
-        self.data, self.outside = data, outside  # how many tensors there are of each
-
-    def parts(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The data among the arguments, tensors from outside, and random numbers."""
-        end = self.data + self.outside
-        return list(tensors[: self.data]), list(tensors[self.data : end]), list(tensors[end:])
+        self.data = data  # how many of the tensors are among the arguments
 
 
 class _CompiledCall(Function):
@@ -477,7 +482,7 @@ class _CompiledCall(Function):
         needs = ctx.needs_input_grad[1:]
         arrived = [g for g, tracks in zip(adjoints, call.program.tracked, strict=True) if tracks]
         pull_back = call.compiled._pull_back(call, needs)
-        found = iter(pull_back(*call.parts(tensors), arrived))
+        found = iter(pull_back(*tensors, *arrived))
         return (None, *(next(found) if n else None for n in needs))
 
 
@@ -487,27 +492,25 @@ def _pull_back(
     template: _Template,
     needs: Sequence[bool],
     outside: Sequence[Tensor],
-    given: list[Tensor],
-    captured: list[Tensor],
-    draws: list[Tensor],
-    adjoints: list[Tensor],
+    data: int,
+    *tensors: Tensor,
 ) -> list[Tensor]:
-    # the gradients of the tensors that need one
-    tensors = [*given, *captured]
-    needs = needs[: len(tensors)]
+    # the gradients of the tensors that need one; the tensors are data, those from outside, random numbers, and adjoints
+    captured = data + len(outside)
+    draws, adjoints = tensors[captured : len(needs)], tensors[len(needs) :]
 
     def of_wanted(*wanted: Tensor) -> list[Tensor]:
         places = iter(wanted)
-        chosen = [next(places) if n else t for t, n in zip(tensors, needs, strict=True)]
-        args, kwargs = compiled._arguments(family, template.filled(chosen[: len(given)]))
-        others = {t._id: s for t, s in zip(outside, chosen[len(given) :], strict=True)}
+        chosen = [next(places) if n else t for t, n in zip(tensors, needs, strict=False)]
+        args, kwargs = compiled._arguments(family, template.filled(chosen[:data]))
+        others = {t._id: s for t, s in zip(outside, chosen[data:captured], strict=True)}
         with standing_in(others), drawing_again(draws):
             leaves = _tree.flatten(compiled._function(*args, **kwargs))[0]
         leaves = [others.get(t._id, t) if isinstance(t, Tensor) else t for t in leaves]
         return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
 
-    _, back = vjp(of_wanted, *(t for t, n in zip(tensors, needs, strict=True) if n))
-    return list(back(adjoints))
+    _, back = vjp(of_wanted, *(t for t, n in zip(tensors, needs, strict=False) if n))
+    return list(back(list(adjoints)))
 
 
 @overload

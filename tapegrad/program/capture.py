@@ -151,6 +151,7 @@ class Capture:
         self.steps: list[Step] = []
         self._given: set[int] = set()  # buffers of inputs
         self.outside: dict[int, Tensor] = {}  # by id of a tensor's buffer from before, what stands for it
+        self._blind: set[int] = set()  # views, taken while gradients were switched off, of what carries one
         self._held: list[Tensor] = []
         self._written: dict[int, tuple[int, int]] = {}  # storage and version that belong to a value
         self._constants: dict[tuple[int, int, int], Value] = {}
@@ -291,9 +292,13 @@ class Capture:
             shape = layout_facts(rt.look(_S, k, LOOK_META) >> 16)[0] if root is None else root.shape
             raise RuntimeError(message.format(list(shape), f" ({line})" if line else ""))
 
+    def _hides_gradient(self, k: int) -> bool:
+        # whether a write to a buffer would pass a gradient by that the memory's owner carries
+        return k in self._blind or bool(self._requires_grad(k) and rt.mode_of_thread(_S))
+
     @staticmethod
-    def _hides_gradient(k: int) -> bool:
-        return bool(rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD and rt.mode_of_thread(_S))
+    def _requires_grad(k: int) -> bool:
+        return bool(rt.look(_S, k, LOOK_META) >> 8 & structs.REQUIRES_GRAD)
 
     def after(self, name: str, given: tuple, k: int, index: int) -> None:
         """Make an instruction of a recorded row."""
@@ -304,6 +309,8 @@ class Capture:
             for written in given[: 2 if name == "take_memory" else 1]:
                 self._note_version(written)
             return
+        if name == "record_view" and self._hides_gradient(given[1]):
+            self._blind.add(k)
         if name == "share_leaf" and given[0] in self.values:
             self._define(k, self.values[given[0]])
         elif index >= 0 and name != "share_leaf":

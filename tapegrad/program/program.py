@@ -31,11 +31,8 @@ class Place(NamedTuple):
     fixed: Any
 
 
-class Ran(NamedTuple):
-    """A run to the end: its outputs, and the random numbers it drew."""
-
-    outputs: list[Any]
-    draws: Sequence[Tensor]
+# a run to the end: its outputs, and the random numbers it drew
+Ran = tuple[list[Any], Sequence[Tensor]]
 
 
 class Outcome(NamedTuple):
@@ -100,7 +97,12 @@ class Program:
         self.plain = (
             self.as_arrays and not (self.captured or self.drawn or self._large_in) and len(owned) == self.native.given
         )
-        self._whole = self.structure.kind is None and len(places) == 1
+        # always the same path
+        self.simple = not (self.guards or self.drawn)
+        # what the outputs are put into: nothing, a tuple, or any tree
+        in_order = [p.output for p in places] == list(range(len(places)))
+        self._whole = structure.kind is None
+        self._flat = in_order and structure.kind is tuple and len(structure.parts) == len(places)
 
     def _take(self) -> _Bound:
         try:
@@ -121,15 +123,15 @@ class Program:
         bound = self._take()
         owned = bound.owned
         for k, p in self.small_in:
-            np.copyto(owned[k], leaves[p])
+            owned[k][...] = leaves[p]
         if not self.plain:
             return self._run_on(bound, leaves)
         if bound.replica.run() != FINISHED:
             return self._stopped(bound, 1)
-        found = [owned[k].copy() for k, _, _, _ in self._results]
+        found = [array.copy() for array in bound.results]
         self._pool.append(bound)
         self.replays += 1
-        return Ran(found, ())
+        return found, ()
 
     def _run_on(self, bound: _Bound, leaves: Sequence[Any]) -> Ran | Outcome:
         addresses = bound.replica.addresses
@@ -170,7 +172,7 @@ class Program:
         ]
         self._pool.append(bound)
         self.replays += 1
-        return Ran(found, draws)
+        return found, draws
 
     def _stopped(self, bound: _Bound, answer: int) -> Outcome:
         step = self.code.steps[bound.replica.stopped()]
@@ -184,6 +186,8 @@ class Program:
         """What the function returns, with these outputs in it."""
         if self._whole:
             return outputs[0]
+        if self._flat:
+            return tuple(outputs)
         leaves = [outputs[p.output] if p.output >= 0 else _copied(p.fixed) for p in self.places]
         return _tree.unflatten(leaves, self.structure)
 
@@ -205,6 +209,8 @@ class _Bound:
         for k in program.owned:
             array = self.owned[k] = np.empty(values[k].shape, values[k].dtype.numpy)
             self.replica.addresses[k] = array.__array_interface__["data"][0]
+        first = len(program.code.inputs)
+        self.results = [array for k, array in self.owned.items() if k >= first]
 
 
 def _copied(fixed: Any) -> Any:
