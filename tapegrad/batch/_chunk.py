@@ -87,6 +87,22 @@ def compute_each(f: Callable, params: Any, chunk: Any, wrt: Sequence[str]) -> Co
     return _Call(f, params, chunk).one_by_one(wrt)
 
 
+def steered_by_values(f: Callable, params: Any, chunk: Any, wrt: Sequence[str]) -> bool:
+    """Whether a function must be called for each sample.
+
+    >>> import numpy as np, tapegrad as tg
+    >>> steered_by_values(lambda x: x if x > 0 else -x, None, np.ones(2), ["data"]), steered_by_values(tg.abs, None, np.ones(2), ["data"])
+    (True, False)
+    """
+    try:
+        _Call(f, params, chunk).all_samples(wrt)
+    except MemoryError:
+        raise
+    except Exception:
+        return True
+    return False
+
+
 def compute_sum(f: Callable, params: Any, chunk: Any, most: int) -> Summed:
     """The values of a function for each sample of a run, and the sum of the gradients with respect to `params`.
 

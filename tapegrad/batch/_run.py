@@ -34,9 +34,9 @@ def run(
     workers: int | None = None,
     progress: bool = True,
     resume: bool = False,
-    overwrite: bool = False,
     on_error: str = "raise",
     client: Any = None,
+    overwrite: bool = False,
 ) -> Report:
     r"""The value and gradient of a function for every sample of a data set, from disk to disk.
 
@@ -45,7 +45,7 @@ def run(
     there with ``resume=True``; its outputs are then the same, byte for byte. The journal stays when the job is done, and tells what
     the output was made of; ``resume=True`` finds nothing left to do then.
 
-    Results are computed in blocks of samples whose size depends on the function's inputs only. A reduction adds up each block, and then
+    Results are computed in blocks of samples whose size depends on the function and its inputs only. A reduction adds up each block, and then
     the blocks in pairs, in a binary tree that their number alone decides: :math:`((b_0 + b_1) + (b_2 + b_3)) + b_4` for five. So no
     bit of any result depends on `chunk_size`, `workers` or `client`.
 
@@ -68,11 +68,11 @@ def run(
             they must import the function (kernels use all cores by themselves).
         progress: whether to tell on standard error how far the job is.
         resume: go on with an unfinished job, if there is one.
-        overwrite: replace outputs that exist.
         on_error: "raise" ends the job at the first sample on which the function raises, or whose value or gradient is NaN. "nan" makes
             value and gradient of such samples NaN, and lists them in the report.
         client: a ``dask.distributed.Client`` to compute on instead. Its workers must see files under the same paths and be able to
             import what the function needs.
+        overwrite: replace outputs that exist, once the new ones are whole.
 
     Returns:
         What was done: samples, seconds, failed samples, paths; see `Report`.

@@ -161,7 +161,8 @@ def test_resume_and_overwrite(folder):
     assert "after 20 that were done before" in invoke("energy", "--data", "x.npy", "--out", "g.npy", "--resume").output
     result = invoke("picky", "--data", "x.npy", "--out", "g.npy", "--resume")
     assert result.exit_code == 1
-    assert "begun by another job: code of energy is gone" in result.output
+    assert "begun by another job: " in result.output
+    assert "code of energy is gone" in result.output
     assert "start afresh with --overwrite" in result.output
     assert invoke("picky", "--data", "x.npy", "--out", "g.npy", "--overwrite").exit_code == 0
     np.testing.assert_array_equal(np.load("g.npy"), 1)
@@ -185,7 +186,7 @@ def test_a_scheduler_that_does_not_answer(folder, monkeypatch):
 def test_interrupt_exits_with_130(folder):
     (folder / "slow.py").write_text(
         "import time\nfrom tapegrad.batch import _job\n_job._MOST_IN_BLOCK = 4\n"
-        "def f(x):\n    time.sleep(0.05)\n    return x.sum() if x[0] < 9 else x.mean()\n"
+        "def f(x):\n    time.sleep(0.2)\n    return x.sum() if x[0] < 9 else x.mean()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "tapegrad.cli", "batch", "slow:f", "--data", "x.npy", "--out", "g.npy", "--chunk-size", "4"],
@@ -195,7 +196,7 @@ def test_interrupt_exits_with_130(folder):
     )  # fmt: skip
     end = time.monotonic() + 60
     journal = folder / "g.npy.journal"
-    while not (journal.exists() and journal.read_text().count("samples")) and time.monotonic() < end:
+    while not (journal.exists() and journal.read_text().count('{"samples"')) and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

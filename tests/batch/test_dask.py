@@ -96,7 +96,7 @@ def test_a_worker_that_is_killed_is_replaced(client, tmp_path):
 
     def kill_one():
         end = time.monotonic() + 60
-        while not (journal.exists() and journal.read_text().count("samples") > 3) and time.monotonic() < end:
+        while not (journal.exists() and journal.read_text().count('{"samples"') > 3) and time.monotonic() < end:
             time.sleep(0.005)
         os.kill(next(iter(pids.values())), signal.SIGKILL)
 
@@ -181,7 +181,7 @@ def test_a_scheduler_that_goes_away(tmp_path, monkeypatch):
 
     def close():
         end = time.monotonic() + 60
-        while not (journal.exists() and journal.read_text().count("samples") > 2) and time.monotonic() < end:
+        while not (journal.exists() and journal.read_text().count('{"samples"') > 2) and time.monotonic() < end:
             time.sleep(0.005)
         cluster.close()
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tapegrad.batch._job import Job
+from tapegrad.batch._sources import open_data
 from tests.batch.models import PARAMS, branching, by_hand, energy, loss, samples
 from tests.batch.test_sources import KINDS, X, npy, opened, parquet
 
@@ -381,6 +383,18 @@ def test_progress_in_plain_lines(tmp_path, capsys):
     assert len(lines) == 5
     assert lines[-1].startswith("batch: 5/5 chunks, ")
     assert "s left, 40 of 40 samples, " in lines[-1]
+
+
+def test_blocks_fit_a_cache_and_take_no_time():
+    def block(f, data, params=PARAMS, reduce=None):
+        return Job(f, params, open_data(data), ("params",), reduce, False).block
+
+    assert block(loss, samples(9)) == 16384
+    assert block(branching, samples(9)) == 256
+    wide = np.ones((2, 3000))
+    assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000)) == 32  # of 48,000 bytes each
+    assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000), "sum") == 64
+    assert block(lambda p, x: (p * x).sum(), np.ones(2), np.ones(300_000)) == 1
 
 
 def test_more_gradients_than_fit_a_block(tmp_path):
