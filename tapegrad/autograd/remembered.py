@@ -30,7 +30,7 @@ from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S
 _KEPT = 512  # structures
-_CONSTANT_BYTES = 1 << 20  # of one structure
+_CONSTANT_BYTES = 1 << 16  # of one structure
 _known: OrderedDict[Any, Any] = OrderedDict()
 _MET, _REFUSED = "met once", "cannot be recorded again"
 _local = threading.local()
@@ -93,8 +93,19 @@ def recall(kind: Any, graph: Graph) -> dict[int, Tensor] | None:
     """What `transformed` returns, if its steps are known."""
     if is_watched():
         return None
-    steps = _known.get((kind, rt.mode_of_thread(_S), graph.structure))
-    return steps.run(graph) if isinstance(steps, _Steps) else None
+    key = (kind, rt.mode_of_thread(_S), graph.structure)
+    steps = _known.get(key)
+    if not isinstance(steps, _Steps):
+        return None
+    _keep(key)
+    return steps.run(graph)
+
+
+def _keep(key: Any) -> None:
+    try:
+        _known.move_to_end(key)
+    except KeyError:
+        return  # pushed out by another thread's structures
 
 
 def transformed(kind: Any, graph: Graph, compute: Callable[[], dict[int, Tensor]]) -> dict[int, Tensor]:
@@ -121,6 +132,7 @@ def transformed(kind: Any, graph: Graph, compute: Callable[[], dict[int, Tensor]
         steps = _known[key] = _captured(graph, compute)
     if steps is _REFUSED:
         return compute()
+    _keep(key)
     found = steps.run(graph)
     return compute() if found is None else found
 
