@@ -35,6 +35,7 @@ class Outputs:
         self.failures: list[Failure] = []
         self.sums = PairwiseSum()
         self.finished = False
+        self._begun = False
         self.of_values: Sink | None = None
         self.of_gradients: Sink | None = None
         if values is not None:
@@ -61,7 +62,9 @@ class Outputs:
                     path,
                 )
         self._check_room()
-        self.journal.create(self._describe())
+        description = self._describe()
+        self.journal.create(description)
+        self._begun = True
         for path in (self.out, self.values):
             if path is not None:
                 remove(path + ".part")
@@ -100,7 +103,7 @@ class Outputs:
                 raise FileNotFoundError(f"batch: cannot resume: {sink.part} is gone; start afresh with overwrite=True")
         self.failures = done.failures
         self.sums = PairwiseSum(done.sums)
-        self.finished = done.finished
+        self.finished, self._begun = done.finished, True
         return done
 
     def _check_room(self) -> None:
@@ -153,7 +156,18 @@ class Outputs:
             self.journal.finish()
         return value, gradient
 
-    def close(self) -> None:
-        """Let others at the job."""
+    def release(self) -> None:
+        """In a process that only computes: let go of the journal."""
         if self.journal is not None:
             self.journal.close()
+
+    def close(self) -> None:
+        """Let others at the job. One of which nothing is committed leaves nothing behind."""
+        if self.journal is None:
+            return
+        if self._begun and not self.journal.committed():
+            self.journal.remove()
+            for path in (self.out, self.values):
+                if path is not None:
+                    remove(path + ".part")
+        self.journal.close()

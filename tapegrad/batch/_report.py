@@ -22,7 +22,7 @@ class Report:
             them out.
         out: path of the gradients.
         values: path of the values.
-        gradient: with a reduction, the reduced gradient in the structure of `params`.
+        gradient: with a reduction, the reduced gradient: arrays in the structure of `params`.
         value: with a reduction, the reduced value.
 
     >>> print(Report(samples=1000, seconds=0.5, out="grads.npy", failures=[Failure(3, 5, "the value is NaN")]))

@@ -17,7 +17,7 @@ from tapegrad.batch._outputs import Outputs
 from tapegrad.batch._parameters import open_params
 from tapegrad.batch._report import Report
 from tapegrad.batch._sources import Data, open_data
-from tapegrad.batch._workers import Processes, Task, default_workers, here
+from tapegrad.batch._workers import Processes, Task, default_workers, here, may_start
 
 _Path = str | os.PathLike
 
@@ -107,16 +107,16 @@ def run(
     chosen = _chosen(wrt, parameters, reduce)
     _check_paths(opened, params, out, values, resume, overwrite)
     job = Job(f, parameters, opened, chosen, reduce, on_error == "nan")
+    if client is None:
+        threads = default_workers() if workers is None else workers
+    else:
+        from tapegrad.batch import _dask
+
+        threads = _dask.workers_of(client)
     with contextlib.ExitStack() as ending:
         outputs = Outputs(job, out, values)
         ending.callback(outputs.close)
         done = outputs.begin(resume, on_error)
-        if client is None:
-            threads = default_workers() if workers is None else workers
-        else:
-            from tapegrad.batch import _dask
-
-            threads = _dask.workers_of(client)
         tasks = _tasks(done.samples, opened.samples, job.chunk_size(chunk_size, threads))
         results = _results(job, outputs, tasks, threads, client, ending)
         _commit_all(job, outputs, done, tasks, results, progress, on_error)
@@ -218,9 +218,9 @@ def _results(
         pieces = on_cluster(client, job, tasks)
         ending.callback(pieces.close)  # type: ignore[attr-defined]
         return map(outputs.write, pieces)
-    if workers == 1 or len(tasks) < 2:
+    if workers == 1 or len(tasks) < 2 or not may_start():
         return here(outputs.work, tasks)
-    processes = Processes(outputs.work, min(workers, len(tasks)), outputs.close)
+    processes = Processes(outputs.work, min(workers, len(tasks)), outputs.release)
     ending.callback(processes.stop)
     return processes.results(tasks)
 

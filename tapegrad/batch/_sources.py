@@ -404,6 +404,8 @@ def _rebuilt(tree: Any, parts: list[Any]) -> Any:
 
 
 def _from_list(name: str, data: list) -> np.ndarray:
+    if any(isinstance(v, str | os.PathLike) for v in data):
+        raise TypeError(f"batch: {name} is a list of paths; a list is an array of samples: give a tuple of paths")
     try:
         return np.asarray([np.asarray(v) for v in data])
     except ValueError:

@@ -22,9 +22,12 @@ _AHEAD = 2  # tasks a worker is given at a time, so that it need not wait for th
 
 def default_workers() -> int:
     """Processes to use where nothing is said: one a core where they can be forked, else this one, whose kernels use all cores."""
-    if _START != "fork" or multiprocessing.current_process().daemon:
-        return 1
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if _START == "fork" else 1
+
+
+def may_start() -> bool:
+    """Whether this process may start others, which those of a pool (and Dask workers) may not."""
+    return not multiprocessing.current_process().daemon
 
 
 def here(work: Callable[[int, int], Any], tasks: Sequence[Task]) -> Iterator[Any]:

@@ -141,6 +141,7 @@ def test_a_function_that_cannot_be_sent(client, tmp_path):
 
     with pytest.raises(TypeError, match="cannot be sent to Dask workers"):
         run(f, DATA, out=tmp_path / "g.npy", client=client)
+    assert not os.listdir(tmp_path)  # where nothing is committed, nothing is left
 
 
 def test_zarr_output(client, tmp_path):

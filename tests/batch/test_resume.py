@@ -101,6 +101,23 @@ def test_failures_are_remembered(tmp_path, monkeypatch):
     assert report.failed.tolist() == [3, 50]
 
 
+def test_nothing_is_left_where_nothing_is_committed(tmp_path, monkeypatch):
+    run(loss, DATA, PARAMS, out=tmp_path / "old.npy")
+    old = contents(tmp_path / "old.npy")
+    ended_after(monkeypatch, 0)
+    for options in (
+        {"out": "g.npy"},
+        {"out": "g.zarr", "values": tmp_path / "v.npy"},
+        {"out": "g.npz", "reduce": "sum"},
+    ):
+        with pytest.raises(Stop) as caught:
+            run(loss, DATA, PARAMS, **options | {"out": tmp_path / options["out"]})
+        assert caught.value.__notes__ == ["batch: 0 of 80 samples are committed"]
+    with pytest.raises(Stop):
+        run(loss, DATA + 1, PARAMS, out=tmp_path / "old.npy", overwrite=True)
+    assert contents(tmp_path) == {"old.npy": old}
+
+
 def test_resuming_what_never_began(tmp_path):
     assert run(loss, DATA, PARAMS, out=tmp_path / "g.npy", resume=True).resumed == 0
 

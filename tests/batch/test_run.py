@@ -1,7 +1,9 @@
 """Jobs from every source to every output, and their options."""
 
 import itertools
+import multiprocessing
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -92,6 +94,29 @@ def test_workers_that_are_started_afresh(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.load(tmp_path / "g.npy"), by_hand(energy, X, wrt=("data",))[1], rtol=1e-13)
     with pytest.raises(TypeError, match=r"the function cannot be sent to other processes .*define it at the top of a"):
         run(lambda x: x.sum(), X, out=tmp_path / "h.npy", workers=2, chunk_size=8)
+
+
+def in_a_daemon(pipe):
+    pipe.send(run(energy, X, params=None, out=None, values=pipe.recv(), workers=2, chunk_size=8).samples)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked on Linux only")
+def test_processes_that_may_not_start_others_work_alone(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=in_a_daemon, args=(theirs,), daemon=True)
+    process.start()
+    ours.send(tmp_path / "v.npy")
+    assert ours.poll(60)
+    assert ours.recv() == 10
+    process.join()
+
+
+def test_a_client_without_dask(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ImportError, match=r"a Dask client needs distributed: pip install 'tapegrad\[dask\]'"):
+        run(energy, X, out=tmp_path / "g.npy", client=object())
 
 
 def test_samples_without_elements(tmp_path):

@@ -181,6 +181,7 @@ def test_lists_of_uneven_length(tmp_path):
         ((), ValueError, "data is empty"),
         ({"x": np.zeros(3), "y": np.zeros(4)}, ValueError, r"data\['x'\] has 3, data\['y'\] has 4"),
         (7, TypeError, "data is a int; give an array"),
+        (["x.npy", "y.npy"], TypeError, "data is a list of paths; .* give a tuple of paths"),
         ({"x": np.zeros(3), "y": None}, TypeError, r"data\['y'\] is a NoneType"),
         ("/no/such/file.npy", FileNotFoundError, "there is no file /no/such/file.npy"),
         (__file__, ValueError, "is no .npy file, no .zarr store and no Parquet dataset"),
