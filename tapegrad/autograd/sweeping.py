@@ -156,7 +156,7 @@ def run_plain(
     roots: Sequence[Tensor], gradients: Sequence[Tensor | None], retain: bool, wanted: Sequence[Tensor]
 ) -> list[Tensor | None] | None:
     """As `run` without a graph, where compiled code finds nothing out of the ordinary in the arguments; else None, with nothing done."""
-    if _compiled or not _turn.acquire(blocking=False):
+    if len(gradients) != len(roots) or _compiled or not _turn.acquire(blocking=False):
         return None
     try:
         starts = [0 if g is None else g._id for g in gradients]

@@ -545,9 +545,8 @@ class Pointwise(Op):
     def _call(self, args: Sequence[Any]) -> Tensor:
         k = 0
         first = args[0]
-        if type(first) is Tensor:
-            if self.arity == 2 and type(args[1]) is Tensor:
-                k = rt.record(_S, self.code, first._id, args[1]._id, 0)
+        if self.arity == 2 and type(first) is Tensor and type(args[1]) is Tensor:
+            k = rt.record(_S, self.code, first._id, args[1]._id, 0)
         if k <= 0:
             if self.same_on_integers and type(first) is Tensor and first.dtype.category == 1:
                 return first.clone()
