@@ -360,6 +360,8 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory, outside the graph."""
+        if recorders:
+            self._refresh()
         return wrap(check_id(rt.share_leaf(_S, self._id, 0)))
 
     def detach_(self) -> Tensor:
@@ -382,6 +384,8 @@ class Tensor:
     @property
     def data(self) -> Tensor:
         """The same memory, outside the graph, with a version counter of its own."""
+        if recorders:
+            self._refresh()
         return wrap(check_id(rt.share_leaf(_S, self._id, 1)))
 
     @data.setter

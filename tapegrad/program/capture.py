@@ -96,6 +96,11 @@ UNSEEN = (
     "would not know what its gradient is. Write to its detach().clone(), or switch gradients on"
 )
 
+LATE = (
+    "compile: a view of shape {} that was taken while gradients are switched off is used after its base was written to{}; a recorded program "
+    "would not know what its gradient is. Take the view again"
+)
+
 
 class Argument:
     """An input that is an argument of the call."""
@@ -244,12 +249,15 @@ class Capture:
         """Put what stands for tensors from outside in their place."""
         places = _OPERANDS.get(name)
         if places is None:
-            if name != "adopt_leaf":
+            if name == "move_grad":
+                self._check_view(*given)
+            elif name != "adopt_leaf":
                 self._check_change(name, given[0])
             return given
         if name == "record" and given[0] & structs.IN_PLACE:
             self._check_change(name, given[1])
-        shared = name in ("share_leaf", "record_on")
+        # a write to a part begins with the old value of the whole
+        shared = name == "record_on" or (name == "share_leaf" and given[1] == 2)
         changed = list(given)
         for p in places:
             if changed[p]:
@@ -291,6 +299,12 @@ class Capture:
             line = _line()
             shape = layout_facts(rt.look(_S, k, LOOK_META) >> 16)[0] if root is None else root.shape
             raise RuntimeError(message.format(list(shape), f" ({line})" if line else ""))
+
+    def _check_view(self, old: int, new: int) -> None:
+        if old in self._blind and self._requires_grad(new):
+            line = _line()
+            shape = layout_facts(rt.look(_S, new, LOOK_META) >> 16)[0]
+            raise RuntimeError(LATE.format(list(shape), f" ({line})" if line else ""))
 
     def _hides_gradient(self, k: int) -> bool:
         # whether a write to a buffer would pass a gradient by that the memory's owner carries

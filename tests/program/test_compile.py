@@ -555,6 +555,7 @@ class TestWritesInside:
             "y = tg.empty(3); y.copy_(x); y.clamp_(min=1.5); return y",
             "y = x.clone(); y[y > 1.5] = 0; return y",
             "y = x.repeat(2, 1).t(); y = y.clone(); y[:, 0] += x; return y.cumsum(0)",
+            "y = x * 1; v = y.view(3, 1); y.view(1, 3).sin_(); return v.detach(), v.view(3).detach() * x",
             "y = x.expand(2, 3).clone(); y[0].fill_(x.sum()); return y.flip(1)",
             "y = x * 1; y.index_add_(0, tg.tensor([0, 0, 2]), x); return y",
             "y = x * 1; y.masked_fill_(x > 1.5, 0.0); y.sub_(x, alpha=2); return y",
@@ -601,6 +602,20 @@ class TestWritesInside:
 
         same(tg.compile(g)(tg.ones(2)), tg.full((2,), 2.0))
         with pytest.raises(RuntimeError, match="requires grad while gradients are switched off"):
+            tg.compile(g)(leaf(1.0, 2.0))
+
+    def test_views_that_no_gradient_would_know_of_are_refused(self):
+        def g(x):
+            y = x * 1
+            with tg.no_grad():
+                v = y[1:]
+            y.mul_(2)
+            return v * 2
+
+        same(tg.compile(g)(tg.ones(2)), tg.tensor([4.0]))
+        with pytest.raises(
+            RuntimeError, match="taken while gradients are switched off is used after its base was written to"
+        ):
             tg.compile(g)(leaf(1.0, 2.0))
 
     def test_to_arrays_of_traced_values_are_refused(self):
