@@ -118,6 +118,11 @@ def recorder_of_thread() -> Recorder | None:
     return getattr(_local, "recorder", None)
 
 
+def _recorder_of_whole_values() -> Recorder | None:
+    # not while a function runs on the first sample of a batch
+    return None if getattr(_local, "samples", ()) else recorder_of_thread()
+
+
 def before_reading(t: Tensor) -> bool:
     """Refuse to turn a tensor into numbers while its samples are not told apart, and tell who records a program.
 
@@ -247,4 +252,4 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
 
 
 random.draw_samples = random_samples
-_reading.recorder_of_thread = recorder_of_thread
+_reading.recorder_of_thread = _recorder_of_whole_values

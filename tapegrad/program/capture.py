@@ -48,6 +48,7 @@ from tapegrad.program.values import (
     Code,
     Guard,
     Instruction,
+    Samples,
     Step,
     Value,
     constant_of,
@@ -336,12 +337,14 @@ class Capture:
         op = row.op
         if op is filled_op or op is function_op or op is output_op or (op is clone and k in self.values):
             return  # known from what else was recorded: fillings from the kernel's row, results of functions from their bodies
-        if op is lanes_op or op is loop_op:
-            name = call_of(k).kernel.op.name if op is lanes_op else "a function that reads values"
+        if op is loop_op:
             raise RuntimeError(
-                f"compile: {name}, which vmap runs once a sample ({_line()}), cannot be recorded; compile the function that is mapped, "
-                "not the one that maps it"
+                f"compile: vmap calls a function that reads values once a sample ({_line()}), which cannot be recorded; compile the function "
+                "that is mapped, not the one that maps it"
             )
+        if op is lanes_op:
+            self._define(k, self._of_samples(call_of(k)))
+            return
         ids = operands(row)
         fills = tuple(p for p in getattr(op, "fills", ()) if row.inputs[p])
         values = [None if not q or p in fills else self.value(q) for p, q in enumerate(ids)]
@@ -392,6 +395,35 @@ class Capture:
         self.steps.append(Instruction(op, tuple(laid[:3]), out, extra, tuple(row.words), fills, line=_line()))
         return out
 
+    def _of_samples(self, call: Any) -> Value:
+        # an operation that vmap runs once a sample
+        kernel, tensors, batched, size = call
+        values: list[Value | None] = []
+        for p, (t, layout, several) in enumerate(zip(tensors, kernel.layouts, batched, strict=True)):
+            if t is None:
+                values.append(None)
+                continue
+            whole = _layout_of_all(layout, size) if several else layout
+            if p in kernel.fills:
+                filled = Value(COMPUTED, whole, t.dtype)
+                self._define(t._id, filled)
+                values.append(filled)
+            else:
+                values.append(self.as_laid(self.value(self._given_for(t._id)), whole))
+        values += [None] * (3 - len(values))
+        out = Value(COMPUTED, _layout_of_all(kernel.out, size), kernel.dtype)
+        extra = tuple(v for v in values[3:] if v is not None)
+        samples = Samples(size, kernel.out, tuple(kernel.layouts), tuple(batched))
+        words, fills = tuple(kernel.words), tuple(kernel.fills)
+        self.steps.append(Instruction(kernel.op, tuple(values[:3]), out, extra, words, fills, None, samples, _line()))
+        return out
+
+    def _given_for(self, k: int) -> int:
+        # a buffer, or what stands for it
+        if k in self.values or not rt.look(_S, k, LOOK_OLDER):
+            return k
+        return self._stand_in(k)
+
     # what Python looks at
 
     def read(self, t: Tensor) -> bool:
@@ -419,10 +451,7 @@ class Capture:
         made = from_copy(function(*arrays))
         values = []
         for t in tensors:
-            k = t._id
-            if k not in self.values and rt.look(_S, k, LOOK_OLDER):
-                k = self._stand_in(k)
-            values.append(self.value(k))
+            values.append(self.value(self._given_for(t._id)))
         if any(v.kind != CONSTANT for v in values):
             plain = tuple(self.as_laid(v, rt.contiguous_of(_S, v.layout)) for v in values)
             out = Value(COMPUTED, rt.layout(tuple(made.shape)), made.dtype)
@@ -452,6 +481,15 @@ class Capture:
     def code(self, outputs: Sequence[Value]) -> Code:
         """What was captured."""
         return Code(self.inputs, self.steps, list(outputs))
+
+
+def _layout_of_all(layout: int, size: int) -> int:
+    # samples with a layout, one behind the other
+    shape, strides, contiguous = layout_facts(layout)
+    if contiguous:
+        return rt.layout((size, *shape))
+    reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    return rt.strided_layout((size, *shape), (reach, *strides))
 
 
 class StandingIn:

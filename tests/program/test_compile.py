@@ -402,6 +402,50 @@ class TestTransformations:
         x, w = tg.arange(6.0).reshape(2, 3), tg.tensor([0.1, 0.2, 0.3])
         same(f(x, w), g(x, w))
 
+    @pytest.mark.parametrize(
+        "mapped",
+        [
+            lambda row, w: row.cumsum(0) * w,
+            lambda row, w: row.cumprod(0).sum() + (row * w).logsumexp(0),
+            lambda row, w: tg.nn.functional.pad(row, (1, 2), value=3.0).sum() * w.max(),
+            lambda row, w: tg.nn.functional.softmax(row * w, 0) @ w,
+            lambda row, w: (row * w).max(0).values + row.var(),
+            lambda row, w: tg.func.grad(lambda r: (r.cumsum(0) * w).prod())(row),
+            lambda row, w: tg.stack([row, w]).flip(1) @ w,
+            lambda row, w: tg.diag_embed(row + 3).cumsum(0) @ w,
+        ],
+    )
+    def test_maps_of_kernels_that_run_once_a_sample(self, mapped):
+        def g(x, w):
+            return tg.vmap(mapped, in_dims=(1, None))(x, w)
+
+        f = tg.compile(g)
+        rng = np.random.default_rng(0)
+        for _ in range(2):
+            a, b = rng.normal(size=(3, 5)), rng.normal(size=3)
+            rows = []
+            for function in (f, g):
+                x, w = tg.tensor(a, requires_grad=True), tg.tensor(b, requires_grad=True)
+                value = function(x, w)
+                rows.append((value, *tg.autograd.grad((value * value).sum(), [x, w])))
+            for found, expected in zip(*rows, strict=True):
+                same(found, expected, 1e-10)
+        assert f.stats()["captures"] == 2
+
+    def test_gradients_of_a_batch(self):
+        def loss(w, x, y):
+            return tg.nn.functional.cross_entropy(tg.tanh(x @ w), y)
+
+        f = tg.compile(lambda w, x, y: tg.vmap(tg.value_and_grad(loss), in_dims=(None, 0, 0))(w, x, y))
+        rng = np.random.default_rng(0)
+        for _ in range(2):
+            w, x, y = rng.normal(size=(3, 4)), rng.normal(size=(6, 3)), rng.integers(0, 4, 6)
+            values, grads = f(w, x, y)
+            for k in range(6):
+                value, grad = tg.value_and_grad(loss)(tg.tensor(w), tg.tensor(x[k]), tg.tensor(y[k]))
+                same(values[k], value, 1e-12)
+                same(grads[k], grad, 1e-12)
+
 
 class TestWhatIsOutside:
     def test_captured_tensors_are_read_anew(self):
