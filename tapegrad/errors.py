@@ -243,3 +243,29 @@ DIRTY_NOT_INPUT = (
     "ctx.mark_dirty() received a tensor that was not an input. Only input Tensors that have been mutated should be passed to "
     "ctx.mark_dirty()."
 )
+
+# recorded programs: of a shape, and where in the source
+COMPILE_ALIASED = (
+    "compile: a value of shape {} was written to through another tensor that shares its memory (from detach(), .data or the like) and is "
+    "used again; clone() it before it is written to"
+)
+COMPILE_ARGUMENT = (
+    "compile: the function writes to its argument of shape {} in place{}; a recorded program would not write to the caller's tensor. Return "
+    "the new value, or clone() the argument first"
+)
+COMPILE_BACKWARD = (
+    "compile: the function leaves a gradient of shape {} in .grad of a tensor that it did not make itself{}; a recorded program would not. "
+    "Use autograd.grad, or value_and_grad of the compiled function, which return gradients"
+)
+COMPILE_MUTATED = (
+    "compile: the function writes to a tensor of shape {} that it did not make itself{}; a recorded program would not repeat that. Return "
+    "the new value and assign it outside, or clone() the tensor first"
+)
+COMPILE_UNSEEN = (
+    "compile: the function writes in place to a tensor of shape {} that requires grad while gradients are switched off{}; a recorded program "
+    "would not know what its gradient is. Write to its detach().clone(), or switch gradients on"
+)
+COMPILE_LATE = (
+    "compile: a view of shape {} that was taken while gradients are switched off is used after its base was written to{}; a recorded program "
+    "would not know what its gradient is. Take the view again"
+)

@@ -353,6 +353,8 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory, outside the graph."""
+        if recorders:
+            self._refresh()
         return wrap(check_id(rt.share_leaf(_S, self._id, 0)))
 
     def detach_(self) -> Tensor:
@@ -379,6 +381,8 @@ class Tensor:
             from tapegrad.autograd.sampling import refuse_data
 
             refuse_data(self, errors.DATA_IN_VMAP)
+        if recorders:
+            self._refresh()
         return wrap(check_id(rt.share_leaf(_S, self._id, 1)))
 
     @data.setter

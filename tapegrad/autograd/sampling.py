@@ -11,7 +11,7 @@ from typing import Any
 from tapegrad import random
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.rows import Row, operands, shape_of
-from tapegrad.autograd.tracing import bare, is_traced, mark, recorder_of_thread, rows_between
+from tapegrad.autograd.tracing import Recorder, bare, is_traced, mark, recorder_of_thread, rows_between
 from tapegrad.autograd.watching import seeing_writes
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -260,5 +260,11 @@ def random_samples(
     return first
 
 
+def _recorder_of_whole_values() -> Recorder | None:
+    # not while a function runs on the first sample of a batch
+    return None if is_sampling() else recorder_of_thread()
+
+
 random.draw_samples = random_samples
+_reading.recorder_of_thread = _recorder_of_whole_values
 _reading.check_write = check_write

@@ -17,7 +17,6 @@ from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
-from tapegrad.ops import _reading
 from tapegrad.ops._kernel import let_go_of_filled
 from tapegrad.ops._view import as_strided_op
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
@@ -169,6 +168,3 @@ def check_kept(row: Row, positions: Iterable[int]) -> None:
     for position in positions:
         if row.stale >> position & 1:
             raise RuntimeError(modified(row.index, position))
-
-
-_reading.recorder_of_thread = recorder_of_thread

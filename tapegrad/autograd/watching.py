@@ -22,7 +22,7 @@ _watching = _seeing = 0
 # entry points that put a row on the tape
 _RECORDING = ("record", "record_scalar", "record_kernel", "record_planned", "record_view", "record_on", "share_leaf")
 # entry points that change what there is, or bring in memory of others
-_CHANGING = ("mark_written", "take_memory", "set_grad")
+_CHANGING = ("mark_written", "take_memory", "set_grad", "move_grad")
 _INTERCEPTED = (*_RECORDING, *_CHANGING, "adopt_leaf")
 _unwatched: dict[str, Callable[..., Any]] = {}
 _entries: dict[str, Callable[..., Any]] = {}

@@ -22,7 +22,7 @@ from tapegrad.engine.structs import (
 )
 
 # how a step runs
-FLAT, STRIDED, PLAIN, MERGING, GUARD, CALL = range(6)
+FLAT, STRIDED, PLAIN, MERGING, GUARD, CALL, SAMPLES = range(7)
 
 # one step: a kernel call, a guard, or something for Python to do
 STEP = np.dtype(
@@ -33,13 +33,13 @@ STEP = np.dtype(
         ("work", "i8"),
         ("how", "i4"),
         ("moves", "i4"),  # FLAT: bit k, operand k runs along
-        ("target", "i4"),  # STRIDED: the layout looped over; GUARD: the buffer
+        ("target", "i4"),  # STRIDED: the layout looped over; GUARD: the buffer; SAMPLES: how many
         ("spare", "i4"),
         ("layout0", "i4"),  # STRIDED: of the result, 0 where absent, as of the three operands
         ("layout1", "i4"),
         ("layout2", "i4"),
         ("layout3", "i4"),
-        ("expected", "i8"),  # GUARD: address of the bytes that were there
+        ("expected", "i8"),  # GUARD: address of the bytes that were there; SAMPLES: of what moves (see `_run_samples`)
     ],
     align=True,
 )
@@ -76,6 +76,22 @@ def _differs(data, expected, nbytes):
 
 
 @internal_words
+def _run_samples(P, kernel, row, items, work, size, table):
+    """Run a kernel once a sample.
+
+    The table has whether partial results are merged, a number of buffers, and for each its id and the bytes from one sample to the next.
+    """
+    words = i64(table)
+    for sample in range(size):
+        run_kernel(P, kernel, row, items, work)
+        if words[0]:
+            call_kernel(kernel, P, row, -1, items)
+        direction = 1 if sample < size - 1 else 1 - size
+        for j in range(words[1]):
+            buffer_of(P, words[2 + 2 * j]).data += direction * words[3 + 2 * j]
+
+
+@internal_words
 def _run_steps(P, program, start):
     s = state_at(P)
     p = program_at(program)
@@ -105,7 +121,10 @@ def _run_steps(P, program, start):
         elif how == CALL:
             p.stopped = k
             return FOR_PYTHON
-        run_kernel(P, step.kernel, step.row, items, step.work)
+        if how == SAMPLES:
+            _run_samples(P, step.kernel, step.row, items, step.work, step.target, step.expected)
+        else:
+            run_kernel(P, step.kernel, step.row, items, step.work)
         if how == MERGING:
             call_kernel(step.kernel, P, step.row, -1, items)
         if s.failure:

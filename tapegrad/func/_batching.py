@@ -387,10 +387,10 @@ def run_in_lanes(
     if not done:
         raise MemoryError(f"{op.name}: no memory for a batch of {size} samples")
     present = [t._id for t in values if t is not None]
+    attach(result._id).context = _LanesContext(_Call(kernel, values, batched, size))
     rt.record_on(_S, lanes_op.code, result._id, 0, 0, 8, rt.attributes(len(present), *present))
     if not rt.ops[op.code]["differentiable"]:
         rt.set_flag(_S, result._id, structs.REQUIRES_GRAD, 0)
-    attach(result._id).context = _LanesContext(_Call(kernel, values, batched, size))
     return result, filled
 
 

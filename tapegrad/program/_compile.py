@@ -12,14 +12,14 @@ from typing import Any, overload
 import numpy as np
 
 from tapegrad import _tree, dtypes
-from tapegrad.autograd.function import Function
 from tapegrad.autograd.tracing import is_traced, under_way
 from tapegrad.creation import as_tensor
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
-from tapegrad.func._derivatives import value_and_grad, vjp
-from tapegrad.program.capture import Capture, capturing, drawing_again, standing_in
+from tapegrad.func._derivatives import value_and_grad
+from tapegrad.program.calls import Call, CompiledCall, Template, pull_back
+from tapegrad.program.capture import Capture, capturing
 from tapegrad.program.environment import Callables, Environment
 from tapegrad.program.passes import optimised
 from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, Ran, own_tensors
@@ -62,7 +62,7 @@ class Compiled(Callables):
     """
 
     def __init__(self, function: Callable, static_argnums: Sequence[int] = (), max_programs: int = 64) -> None:
-        self._function = function
+        self.function = function
         self._watched = function  # whose names are looked after
         self._static = frozenset(static_argnums)
         self._most = max_programs
@@ -84,7 +84,7 @@ class Compiled(Callables):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure, key = self._signature(args, kwargs)
         if under_way() and (capturing() or any(type(v) is Tensor and is_traced(v) for v in leaves)):
-            return self._function(*args, **kwargs)
+            return self.function(*args, **kwargs)
         family = self._families.get(key)
         if family is None or not family.environment.is_same():
             family = self._new_family(key, structure)
@@ -152,7 +152,8 @@ class Compiled(Callables):
             ) from None
         return leaves, structure, tuple(key)
 
-    def _arguments(self, family: Family, leaves: Sequence[Any]) -> tuple[tuple, dict]:
+    def arguments(self, family: Family, leaves: Sequence[Any]) -> tuple[tuple, dict]:
+        """Positional and keyword arguments with these leaves."""
         if isinstance(family.structure, int):
             return tuple(leaves), {}
         args, kwargs = _tree.unflatten(leaves, family.structure)
@@ -240,11 +241,11 @@ class Compiled(Callables):
     def _captured(
         self, capture: Capture, family: Family, given: list[Any], arrays: list[bool], positions: list[int]
     ) -> Program:
-        args, kwargs = self._arguments(family, given)
+        args, kwargs = self.arguments(family, given)
         before = rt.set_mode(_S, 0)
         try:
             with capture.running():
-                result = self._function(*args, **kwargs)
+                result = self.function(*args, **kwargs)
                 leaves, structure = _tree.flatten(result)
                 values: list[Value] = []
                 places: list[Place] = []
@@ -290,8 +291,8 @@ class Compiled(Callables):
         self._eager += 1
         data = [v for v in leaves if isinstance(v, Tensor | np.ndarray)]
         given = [as_tensor(v) if isinstance(v, np.ndarray) else v for v in leaves]
-        args, kwargs = self._arguments(family, given)
-        result = self._function(*args, **kwargs)
+        args, kwargs = self.arguments(family, given)
+        result = self.function(*args, **kwargs)
         if data and all(isinstance(v, np.ndarray) for v in data):
             return _tree.map_leaves(lambda v: v.detach().numpy().copy() if isinstance(v, Tensor) else v, result)
         return result
@@ -302,17 +303,17 @@ class Compiled(Callables):
         data = [v if isinstance(v, Tensor) else as_tensor(v) for v in leaves if isinstance(v, Tensor | np.ndarray)]
         outside = [s.tensor for s in program.captured if s.tensor.requires_grad]
         outputs, draws = ran
-        call = _Call(self, key, family, program, leaves, outputs, len(data))
-        return program.result(_CompiledCall.apply(call, *data, *outside, *draws))
+        call = Call(self, key, family, program, leaves, outputs, len(data))
+        return program.result(CompiledCall.apply(call, *data, *outside, *draws))
 
-    def _pull_back(self, call: _Call, needs: tuple[bool, ...]) -> Compiled:
+    def derivative_of(self, call: Call, needs: tuple[bool, ...]) -> Compiled:
         """The compiled derivative of calls of one signature: of the call's tensors and the adjoints of its outputs."""
         outside = [s.tensor for s in call.program.captured if s.tensor.requires_grad]
         name = (call.key, needs, tuple(call.program.tracked), tuple(id(t) for t in outside))
         known = self._derived.get(name)
         if known is None:
             known = self._derived[name] = Compiled(
-                functools.partial(_pull_back, self, call.family, _Template(call.leaves), needs, outside, call.data),
+                functools.partial(pull_back, self, call.family, Template(call.leaves), needs, outside, call.data),
                 max_programs=self._most,
             )
             known._name = f"derivative of {self._name}"
@@ -346,7 +347,7 @@ class Compiled(Callables):
         """
         derived = self._derived.get((argnums, has_aux))
         if derived is None:
-            made = Compiled(value_and_grad(self._function, argnums, has_aux), tuple(self._static), self._most)
+            made = Compiled(value_and_grad(self.function, argnums, has_aux), tuple(self._static), self._most)
             derived = self._derived.setdefault((argnums, has_aux), made)
         return derived(*args, **kwargs)
 
@@ -365,25 +366,26 @@ class Compiled(Callables):
         >>> f.stats()["programs"], f.stats()["replays"]
         (1, 2)
         """
-        programs = [p for f in self._families.values() for p in f.programs]
+        families = list(self._families.values())
+        programs = [p for f in families for p in list(f.programs)]
         counts = {
             "programs": len(programs),
             "instructions": sum(len(p.code.steps) - len(p.guards) for p in programs),
             "guards": sum(len(p.guards) for p in programs),
             "captures": self._captures,
-            "recaptures": sum(max(f.misses - 1, 0) for f in self._families.values()),
-            "replays": sum(f.runs + f.misses for f in self._families.values()),
+            "recaptures": sum(max(f.misses - 1, 0) for f in families),
+            "replays": sum(f.runs + f.misses for f in families),
             "dropped": self._dropped,
             "eager": self._eager,
             "bytes": sum(p.native.nbytes for p in programs),
         }
-        for derived in self._derived.values():
+        for derived in list(self._derived.values()):
             counts = {name: counts[name] + more for name, more in derived.stats().items()}
         return counts
 
     def programs(self) -> list[Program]:
         """The recorded paths, those used last first."""
-        return sorted((p for f in self._families.values() for p in f.programs), key=lambda p: -p.used)
+        return sorted((p for f in list(self._families.values()) for p in list(f.programs)), key=lambda p: -p.used)
 
     def show(self) -> None:
         """Print the recorded programs as tables: operations, operands, shapes, bytes of the results, lines of the source.
@@ -419,19 +421,6 @@ class _Fixed:
         return isinstance(other, _Fixed) and type(other.value) is type(self.value) and other.value == self.value
 
 
-class _Template:
-    # the leaves of a call's arguments, without the data among them
-    def __init__(self, leaves: Sequence[Any]) -> None:
-        self._leaves = [None if isinstance(v, Tensor | np.ndarray) else v for v in leaves]
-        self._places = [p for p, v in enumerate(leaves) if isinstance(v, Tensor | np.ndarray)]
-
-    def filled(self, tensors: Sequence[Tensor]) -> list[Any]:
-        leaves = list(self._leaves)
-        for p, t in zip(self._places, tensors, strict=True):
-            leaves[p] = t
-        return leaves
-
-
 def _hashable(value: Any) -> bool:
     try:
         hash(value)
@@ -442,75 +431,6 @@ def _hashable(value: Any) -> bool:
 
 def _named(result: Any) -> str:
     return "None" if result is None else f"a {type(result).__name__}"
-
-
-class _Call:
-    # one call whose result carries gradients
-    def __init__(
-        self,
-        compiled: Compiled,
-        key: Any,
-        family: Family,
-        program: Program,
-        leaves: list[Any],
-        outputs: list[Any],
-        data: int,
-    ) -> None:
-        self.compiled, self.key, self.family, self.program = compiled, key, family, program
-        self.leaves, self.outputs = leaves, outputs
-        self.data = data  # how many of the tensors are among the arguments
-
-
-class _CompiledCall(Function):
-    """A call of a compiled function on the tape; its derivative is a compiled function, and so on."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Any:
-        """The outputs, which are there already."""
-        ctx.call = call
-        ctx.save_for_backward(*tensors)
-        outputs, tracked = call.outputs, call.program.tracked
-        ctx.mark_non_differentiable(*(t for t, tracks in zip(outputs, tracked, strict=True) if not tracks))
-        call.outputs = []
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *adjoints: Tensor) -> Any:
-        """The compiled derivative on what was saved."""
-        call: _Call = ctx.call
-        tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:]
-        arrived = [g for g, tracks in zip(adjoints, call.program.tracked, strict=True) if tracks]
-        pull_back = call.compiled._pull_back(call, needs)
-        found = iter(pull_back(*tensors, *arrived))
-        return (None, *(next(found) if n else None for n in needs))
-
-
-def _pull_back(
-    compiled: Compiled,
-    family: Family,
-    template: _Template,
-    needs: Sequence[bool],
-    outside: Sequence[Tensor],
-    data: int,
-    *tensors: Tensor,
-) -> list[Tensor]:
-    # the gradients of the tensors that need one; the tensors are data, those from outside, random numbers, and adjoints
-    captured = data + len(outside)
-    draws, adjoints = tensors[captured : len(needs)], tensors[len(needs) :]
-
-    def of_wanted(*wanted: Tensor) -> list[Tensor]:
-        places = iter(wanted)
-        chosen = [next(places) if n else t for t, n in zip(tensors, needs, strict=False)]
-        args, kwargs = compiled._arguments(family, template.filled(chosen[:data]))
-        others = {t._id: s for t, s in zip(outside, chosen[data:captured], strict=True)}
-        with standing_in(others), drawing_again(draws):
-            leaves = _tree.flatten(compiled._function(*args, **kwargs))[0]
-        leaves = [others.get(t._id, t) if isinstance(t, Tensor) else t for t in leaves]
-        return [t for t in leaves if isinstance(t, Tensor) and t.requires_grad]
-
-    _, back = vjp(of_wanted, *(t for t, n in zip(tensors, needs, strict=False) if n))
-    return list(back(list(adjoints)))
 
 
 @overload

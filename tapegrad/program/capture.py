@@ -7,7 +7,6 @@ an operation is a value of its own: a write in place makes a new value, as it do
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,10 @@ from typing import Any
 import numpy as np
 
 import tapegrad
-from tapegrad import dtypes, random
+from tapegrad import dtypes, errors, random
 from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
-from tapegrad.autograd.tracing import Recorder, noting, recorder_of_thread, transforming
+from tapegrad.autograd.tracing import noting, recorder_of_thread, transforming
 from tapegrad.autograd.watching import intercepting, unwatched
 from tapegrad.creation import from_copy
 from tapegrad.engine import structs
@@ -40,6 +39,7 @@ from tapegrad.ops._kernel import KernelOp, filled_op
 from tapegrad.ops._rule import Pointwise
 from tapegrad.ops._write import copy_slices
 from tapegrad.ops.convert import clone
+from tapegrad.program.stand_ins import OPERANDS, with_operands
 from tapegrad.program.values import (
     COMPUTED,
     CONSTANT,
@@ -48,6 +48,7 @@ from tapegrad.program.values import (
     Code,
     Guard,
     Instruction,
+    Samples,
     Step,
     Value,
     constant_of,
@@ -58,43 +59,8 @@ from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 _S = rt.S
 _HERE = str(Path(tapegrad.__file__).parent)
 
-# where the ids of operands stand in what an entry point is given after the state
-_OPERANDS = {
-    "record": (1, 2, 3),
-    "record_scalar": (1,),
-    "record_kernel": (1, 2, 3),
-    "record_planned": (2, 3, 4),
-    "record_view": (1,),
-    "record_on": (2, 3),
-    "share_leaf": (0,),
-}
-_WITH_MORE = ("record_kernel", "record_on")
-
 # one function is captured at a time: what was there before is marked on the tape
 _turn = threading.RLock()
-
-ALIASED = (
-    "compile: a value of shape {} was written to through another tensor that shares its memory (from detach(), .data or the like) and is "
-    "used again; clone() it before it is written to"
-)
-ARGUMENT = (
-    "compile: the function writes to its argument of shape {} in place{}; a recorded program would not write to the caller's tensor. Return "
-    "the new value, or clone() the argument first"
-)
-BACKWARD = (
-    "compile: the function leaves a gradient of shape {} in .grad of a tensor that it did not make itself{}; a recorded program would not. "
-    "Use autograd.grad, or value_and_grad of the compiled function, which return gradients"
-)
-MUTATED = (
-    "compile: the function writes to a tensor of shape {} that it did not make itself{}; a recorded program would not repeat that. Return "
-    "the new value and assign it outside, or clone() the tensor first"
-)
-
-
-UNSEEN = (
-    "compile: the function writes in place to a tensor of shape {} that requires grad while gradients are switched off{}; a recorded program "
-    "would not know what its gradient is. Write to its detach().clone(), or switch gradients on"
-)
 
 
 class Argument:
@@ -242,31 +208,24 @@ class Capture:
 
     def before(self, name: str, given: tuple) -> tuple:
         """Put what stands for tensors from outside in their place."""
-        places = _OPERANDS.get(name)
-        if places is None:
-            if name != "adopt_leaf":
+        if name not in OPERANDS:
+            if name == "move_grad":
+                self._check_view(*given)
+            elif name != "adopt_leaf":
                 self._check_change(name, given[0])
             return given
         if name == "record" and given[0] & structs.IN_PLACE:
             self._check_change(name, given[1])
-        shared = name in ("share_leaf", "record_on")
-        changed = list(given)
-        for p in places:
-            if changed[p]:
-                changed[p] = self._operand(changed[p], shared)
-        if name in _WITH_MORE and changed[-1]:
-            count = ctypes.c_int64.from_address(changed[-1] + 8).value
-            more = (ctypes.c_int64 * count).from_address(changed[-1] + 16)
-            for p in range(count):
-                more[p] = self._operand(more[p], shared)
-        return tuple(changed)
+        # a write to a part begins with the old value of the whole
+        shared = name == "record_on" or (name == "share_leaf" and given[1] == 2)
+        return with_operands(name, given, lambda k: self._operand(k, shared))
 
     def _operand(self, k: int, shared: bool) -> int:
         if k in self.values:
             if not rt.look(_S, k, LOOK_TRACED):
                 rt.set_flag(_S, k, structs.TRACED, 1)
             if not shared and not rt.look(_S, k, LOOK_STALE) and self._version(k) != self._written[k]:
-                raise RuntimeError(ALIASED.format(list(self.values[k].shape)))
+                raise RuntimeError(errors.COMPILE_ALIASED.format(list(self.values[k].shape)))
             return k
         # a view that has to follow its base is asked for again once it does
         return self._stand_in(k) if rt.look(_S, k, LOOK_OLDER) and not rt.look(_S, k, LOOK_STALE) else k
@@ -280,17 +239,23 @@ class Capture:
             source = Captured
         message = ""
         if name == "set_grad":
-            message = BACKWARD if k in self._given or (root is None and source is not None) else ""
+            message = errors.COMPILE_BACKWARD if k in self._given or (root is None and source is not None) else ""
         elif isinstance(source, Argument):
-            message = ARGUMENT
+            message = errors.COMPILE_ARGUMENT
         elif source is not None and not isinstance(source, Drawn):
-            message = MUTATED
+            message = errors.COMPILE_MUTATED
         elif root is not None and self._hides_gradient(k):
-            message = UNSEEN
+            message = errors.COMPILE_UNSEEN
         if message:
             line = _line()
             shape = layout_facts(rt.look(_S, k, LOOK_META) >> 16)[0] if root is None else root.shape
             raise RuntimeError(message.format(list(shape), f" ({line})" if line else ""))
+
+    def _check_view(self, old: int, new: int) -> None:
+        if old in self._blind and self._requires_grad(new):
+            line = _line()
+            shape = layout_facts(rt.look(_S, new, LOOK_META) >> 16)[0]
+            raise RuntimeError(errors.COMPILE_LATE.format(list(shape), f" ({line})" if line else ""))
 
     def _hides_gradient(self, k: int) -> bool:
         # whether a write to a buffer would pass a gradient by that the memory's owner carries
@@ -305,7 +270,7 @@ class Capture:
         if name == "adopt_leaf":
             self._input(handle(k), Captured(handle(k)))
             return
-        if name not in _OPERANDS:
+        if name not in OPERANDS:
             for written in given[: 2 if name == "take_memory" else 1]:
                 self._note_version(written)
             return
@@ -322,12 +287,14 @@ class Capture:
         op = row.op
         if op is filled_op or op is function_op or op is output_op or (op is clone and k in self.values):
             return  # known from what else was recorded: fillings from the kernel's row, results of functions from their bodies
-        if op is lanes_op or op is loop_op:
-            name = call_of(k).kernel.op.name if op is lanes_op else "a function that reads values"
+        if op is loop_op:
             raise RuntimeError(
-                f"compile: {name}, which vmap runs once a sample ({_line()}), cannot be recorded; compile the function that is mapped, "
-                "not the one that maps it"
+                f"compile: vmap calls a function that reads values once a sample ({_line()}), which cannot be recorded; compile the function "
+                "that is mapped, not the one that maps it"
             )
+        if op is lanes_op:
+            self._define(k, self._of_samples(call_of(k)))
+            return
         ids = operands(row)
         fills = tuple(p for p in getattr(op, "fills", ()) if row.inputs[p])
         values = [None if not q or p in fills else self.value(q) for p, q in enumerate(ids)]
@@ -378,6 +345,35 @@ class Capture:
         self.steps.append(Instruction(op, tuple(laid[:3]), out, extra, tuple(row.words), fills, line=_line()))
         return out
 
+    def _of_samples(self, call: Any) -> Value:
+        # an operation that vmap runs once a sample
+        kernel, tensors, batched, size = call
+        values: list[Value | None] = []
+        for p, (t, layout, several) in enumerate(zip(tensors, kernel.layouts, batched, strict=True)):
+            if t is None:
+                values.append(None)
+                continue
+            whole = _layout_of_all(layout, size) if several else layout
+            if p in kernel.fills:
+                filled = Value(COMPUTED, whole, t.dtype)
+                self._define(t._id, filled)
+                values.append(filled)
+            else:
+                values.append(self.as_laid(self.value(self._given_for(t._id)), whole))
+        values += [None] * (3 - len(values))
+        out = Value(COMPUTED, _layout_of_all(kernel.out, size), kernel.dtype)
+        extra = tuple(v for v in values[3:] if v is not None)
+        samples = Samples(size, kernel.out, tuple(kernel.layouts), tuple(batched))
+        words, fills = tuple(kernel.words), tuple(kernel.fills)
+        self.steps.append(Instruction(kernel.op, tuple(values[:3]), out, extra, words, fills, None, samples, _line()))
+        return out
+
+    def _given_for(self, k: int) -> int:
+        # a buffer, or what stands for it
+        if k in self.values or not rt.look(_S, k, LOOK_OLDER):
+            return k
+        return self._stand_in(k)
+
     # what Python looks at
 
     def read(self, t: Tensor) -> bool:
@@ -405,10 +401,7 @@ class Capture:
         made = from_copy(function(*arrays))
         values = []
         for t in tensors:
-            k = t._id
-            if k not in self.values and rt.look(_S, k, LOOK_OLDER):
-                k = self._stand_in(k)
-            values.append(self.value(k))
+            values.append(self.value(self._given_for(t._id)))
         if any(v.kind != CONSTANT for v in values):
             plain = tuple(self.as_laid(v, rt.contiguous_of(_S, v.layout)) for v in values)
             out = Value(COMPUTED, rt.layout(tuple(made.shape)), made.dtype)
@@ -440,55 +433,10 @@ class Capture:
         return Code(self.inputs, self.steps, list(outputs))
 
 
-class StandingIn:
-    """While a function runs, some tensors from outside are others: those that gradients are wanted of."""
-
-    def __init__(self, others: dict[int, Tensor]) -> None:
-        self._others = others
-
-    def before(self, name: str, given: tuple) -> tuple:
-        """Put the others in their place."""
-        changed = list(given)
-        for p in _OPERANDS.get(name, ()):
-            if changed[p] in self._others:
-                changed[p] = self._others[changed[p]]._id
-        if name in _WITH_MORE and changed[-1]:
-            count = ctypes.c_int64.from_address(changed[-1] + 8).value
-            more = (ctypes.c_int64 * count).from_address(changed[-1] + 16)
-            for p in range(count):
-                if more[p] in self._others:
-                    more[p] = self._others[more[p]]._id
-        return tuple(changed)
-
-    def after(self, name: str, given: tuple, answer: int, index: int) -> None:
-        """Nothing."""
-
-
-def standing_in(others: dict[int, Tensor]) -> contextlib.AbstractContextManager[None]:
-    """Within this block, tensors from outside, by the id of their buffer, are others in all that this thread computes."""
-    return intercepting(StandingIn(others)) if others else contextlib.nullcontext()
-
-
-class _DrawnBefore:
-    # gives a function the random numbers that an earlier run of it drew
-    def __init__(self, draws: Sequence[Tensor], outer: Recorder | None) -> None:
-        self._draws, self._outer = iter(draws), outer
-
-    def read(self, t: Tensor) -> bool:
-        """What reading means to who records."""
-        return self._outer is not None and self._outer.read(t)
-
-    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
-        """The next of the numbers."""
-        return next(self._draws)
-
-    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
-        """What computing means to who records."""
-        if self._outer is not None:
-            return self._outer.computed(function, tensors)
-        return from_copy(function(*(t._memory_array() for t in tensors)))
-
-
-def drawing_again(draws: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
-    """Within this block, random numbers are these."""
-    return noting(_DrawnBefore(draws, recorder_of_thread())) if draws else contextlib.nullcontext()
+def _layout_of_all(layout: int, size: int) -> int:
+    # samples with a layout, one behind the other
+    shape, strides, contiguous = layout_facts(layout)
+    if contiguous:
+        return rt.layout((size, *shape))
+    reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    return rt.strided_layout((size, *shape), (reach, *strides))

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from tapegrad.engine import structs
-from tapegrad.engine.programs import CALL, FLAT, FOR_PYTHON, GUARD, MERGING, PLAIN, PROGRAM, STEP, STRIDED
+from tapegrad.engine.programs import CALL, FLAT, FOR_PYTHON, GUARD, MERGING, PLAIN, PROGRAM, SAMPLES, STEP, STRIDED
 from tapegrad.engine.record import PARALLEL_WORK
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
@@ -104,22 +104,50 @@ class Native:
             return self._place(step)
         if isinstance(step.op, Pointwise):
             return [self._pointwise(step.op, step.inputs, step.out)]
-        ids = [self._id(v) for v in step.extra]
+        inputs, extra, out = step.inputs, step.extra, step.out
+        moving: list[int] = []
+        if step.samples is not None:
+            inputs, extra, out, moving = self._first_sample(step)
+        ids = [self._id(v) for v in extra]
         items, work, *own = step.words
         key = step.inputs[0].dtype.code if step.inputs[0] is not None else 0
         if items < 0:
             self._scratch = max(self._scratch, -items * 8)
         if work * abs(items) > PARALLEL_WORK and abs(items) > 1:
             work = self._shared(work)
-        return [
-            {
-                "kernel": kernel_of(step.op, key),
-                "row": self._row(step.op, step.inputs, step.out, [len(ids), *ids, items, work, *own]),
-                "items": abs(items),
-                "work": abs(items) * work,
-                "how": MERGING if items < 0 else PLAIN,
-            }
+        made = {
+            "kernel": kernel_of(step.op, key),
+            "row": self._row(step.op, inputs, out, [len(ids), *ids, items, work, *own]),
+            "items": abs(items),
+            "work": abs(items) * work,
+            "how": MERGING if items < 0 else PLAIN,
+        }
+        if step.samples is not None:
+            table = np.array([items < 0, len(moving) // 2, *moving], np.int64)
+            self._keep.append(table)
+            made |= {"how": SAMPLES, "target": step.samples.size, "expected": _address(table)}
+        return [made]
+
+    def _first_sample(self, step: Instruction) -> tuple[tuple[Value | None, ...], tuple[Value, ...], Value, list[int]]:
+        # views of the first sample, and of each buffer that moves its id and the bytes to the next sample
+        samples = step.samples
+        assert samples is not None
+        moving: list[int] = []
+
+        def first(value: Value, layout: int) -> Value:
+            view = Value(VIEW, layout, value.dtype, base=value)
+            distance = layout_facts(value.layout)[1][0] * value.dtype.itemsize
+            moving.extend((self._id(view), distance))
+            return view
+
+        found = [
+            v if v is None or not several else first(v, layout)
+            for v, layout, several in zip(
+                (*step.inputs[: len(samples.layouts)], *step.extra), samples.layouts, samples.batched, strict=True
+            )
         ]
+        found += [None] * (3 - len(found))
+        return tuple(found[:3]), tuple(v for v in found[3:] if v is not None), first(step.out, samples.out), moving
 
     def _place(self, step: Instruction) -> list[dict[str, int]]:
         # the whole, unless it is there already, then the part

@@ -7,7 +7,7 @@ import pytest
 
 import tapegrad as tg
 import tapegrad.nn.functional as F
-from tests.program.test_compile import leaf, same
+from tests.program.helpers import leaf, same
 
 
 def branching(x):

@@ -25,6 +25,7 @@ def test_the_table(capsys):
 
 
 def test_the_graph():
+    shown(tg.ones(3), tg.ones(3))
     text = shown.dot()
     assert text.startswith("digraph program {")
     assert text.count("{") == text.count("}")

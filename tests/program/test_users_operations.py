@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-from tests.program.test_compile import leaf, same
+from tests.program.helpers import leaf, same
 from tests.test_native_ops import picked, root, softsquare, waves
 
 

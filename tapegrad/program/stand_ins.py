@@ -1,0 +1,95 @@
+"""Running a function with other tensors in the place of some it refers to, and with random numbers that were drawn before."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tapegrad import random
+from tapegrad.autograd.tracing import Recorder, noting, recorder_of_thread
+from tapegrad.autograd.watching import intercepting
+from tapegrad.creation import from_copy
+from tapegrad.tensor import Tensor
+
+# where the ids of operands stand in what an entry point is given after the state
+OPERANDS = {
+    "record": (1, 2, 3),
+    "record_scalar": (1,),
+    "record_kernel": (1, 2, 3),
+    "record_planned": (2, 3, 4),
+    "record_view": (1,),
+    "record_on": (2, 3),
+    "share_leaf": (0,),
+}
+WITH_MORE = ("record_kernel", "record_on")
+
+
+def with_operands(name: str, given: tuple, change: Callable[[int], int]) -> tuple:
+    """What an entry point is given, with the id of each operand changed.
+
+    Args:
+        name: of the entry point.
+        given: what it is given after the state; ids in its attribute block are changed there.
+        change: gives the new id.
+    """
+    changed = list(given)
+    for p in OPERANDS.get(name, ()):
+        if changed[p]:
+            changed[p] = change(changed[p])
+    if name in WITH_MORE and changed[-1]:
+        count = ctypes.c_int64.from_address(changed[-1] + 8).value
+        more = (ctypes.c_int64 * count).from_address(changed[-1] + 16)
+        for p in range(count):
+            more[p] = change(more[p])
+    return tuple(changed)
+
+
+class StandingIn:
+    """While a function runs, some tensors from outside are others: those that gradients are wanted of."""
+
+    def __init__(self, others: dict[int, Tensor]) -> None:
+        self._others = others
+
+    def before(self, name: str, given: tuple) -> tuple:
+        """Put the others in their place."""
+        return with_operands(name, given, self._other)
+
+    def _other(self, k: int) -> int:
+        other = self._others.get(k)
+        return k if other is None else other._id
+
+    def after(self, name: str, given: tuple, answer: int, index: int) -> None:
+        """Nothing."""
+
+
+def standing_in(others: dict[int, Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Within this block, tensors from outside, by the id of their buffer, are others in all that this thread computes."""
+    return intercepting(StandingIn(others)) if others else contextlib.nullcontext()
+
+
+class _DrawnBefore:
+    # gives a function the random numbers that an earlier run of it drew
+    def __init__(self, draws: Sequence[Tensor], outer: Recorder | None) -> None:
+        self._draws, self._outer = iter(draws), outer
+
+    def read(self, t: Tensor) -> bool:
+        """What reading means to who records."""
+        return self._outer is not None and self._outer.read(t)
+
+    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
+        """The next of the numbers."""
+        return next(self._draws)
+
+    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
+        """What computing means to who records."""
+        if self._outer is not None:
+            return self._outer.computed(function, tensors)
+        return from_copy(function(*(t._memory_array() for t in tensors)))
+
+
+def drawing_again(draws: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Within this block, random numbers are these."""
+    return noting(_DrawnBefore(draws, recorder_of_thread())) if draws else contextlib.nullcontext()
