@@ -59,6 +59,9 @@ class Compiled(Callables):
         function: the function.
         static_argnums: positions of arguments that are no data though they may be tensors or arrays.
         max_programs: how many captured paths are kept.
+
+    Attributes:
+        lanes: what `vmap` made of this function and of its transformations (see lanes.py).
     """
 
     def __init__(self, function: Callable, static_argnums: Sequence[int] = (), max_programs: int = 64) -> None:
@@ -68,6 +71,7 @@ class Compiled(Callables):
         self._most = max_programs
         self._families: dict[Any, Family] = {}
         self._derived: dict[Any, Compiled] = {}
+        self.lanes: dict[Any, Any] = {}
         self._lock = threading.RLock()
         self._calls = self._captures = self._dropped = self._eager = 0
         self._name = getattr(function, "__name__", type(function).__name__)
@@ -346,7 +350,7 @@ class Compiled(Callables):
 
         Returns:
             Counts: `programs` kept, their `instructions`, `guards` and `bytes`; `captures` made, of which `recaptures` since a guard met
-            another value; `replays`; programs `dropped` to stay within `max_programs`; and `eager` calls.
+            another value; `replays`, under `vmap` one for each block of samples; programs `dropped` to stay within `max_programs`; and `eager` calls.
 
         >>> import tapegrad as tg
         >>> f = tg.compile(lambda x: x.sin() * 2)
@@ -366,6 +370,14 @@ class Compiled(Callables):
             "eager": self._eager,
             "bytes": sum(p.native.nbytes for p in programs),
         }
+        for lanes in list(self.lanes.values()):
+            paths = lanes.programs()
+            counts["programs"] += len(paths)
+            counts["instructions"] += sum(len(p.code.steps) for p in paths)
+            counts["guards"] += sum(len(p.guards) for p in paths)
+            counts["captures"] += lanes.captures
+            counts["replays"] += sum(p.replays for p in paths)
+            counts["bytes"] += sum(p.native.nbytes for p in paths)
         for derived in self._derived.values():
             counts = {name: counts[name] + more for name, more in derived.stats().items()}
         return counts
