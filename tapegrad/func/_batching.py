@@ -45,12 +45,14 @@ class Batch:
         size: number of samples.
         randomness: see `vmap`.
         values: tensors with the samples along their first dimension.
+        guards: if not None, tensors whose values the function looked at, which may differ between samples, and their bytes then.
         lifetimes: of what the function computed from its arguments (see `lifetime`).
     """
 
     def __init__(self, size: int, randomness: str) -> None:
         self.size, self.randomness = size, randomness
         self.values: dict[int, Tensor] = {}
+        self.guards: list[tuple[Tensor, bytes]] | None = None
         self.lifetimes: list[weakref.ref] = []
         self.keep: list[Tensor] = []  # samples made inside the function, whose ids must last
 

@@ -7,7 +7,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from tapegrad.func._batching import Batch
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor, check_dim
+
+# set by tapegrad.program: a compiled function, or a transformation of one, as a function that runs recorded programs; else None
+in_lanes: Callable[[Callable, Any, Any], Callable | None] | None = None
 
 
 def vmap(
@@ -35,6 +38,10 @@ def vmap(
     `func` runs once, on the first sample; what it recorded then runs for all samples at once. So its control flow must not depend
     on values (a shape is fine), and it may be differentiated before or after, and mapped again. It may write in place to its arguments
     and to what it makes itself.
+
+    A function made by `compile`, or a transformation of one, runs as a recorded program instead, over blocks of samples on all cores;
+    there control flow may depend on values, and where all data are NumPy arrays, so are the results. Where gradients are wanted of
+    the results, it is mapped like any other function.
 
     Args:
         func: takes and returns trees of tensors (NumPy arrays count).
@@ -60,9 +67,15 @@ def vmap(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"vmap: chunk_size should be None or greater than 0. (got {chunk_size})")
 
+    quick = None
+    if in_lanes is not None and randomness == "error" and chunk_size is None:
+        quick = in_lanes(func, in_dims, out_dims)
+
     @functools.wraps(func)
     def mapped(*args: Any, **kwargs: Any) -> Any:
-        return _call(func, args, kwargs, in_dims, out_dims, randomness, chunk_size)
+        if quick is not None:
+            return quick(*args, **kwargs)
+        return run_mapping(checked_call(func, args, kwargs, in_dims), out_dims, randomness, chunk_size)
 
     return mapped
 
@@ -71,9 +84,41 @@ def _name(func: Callable) -> str:
     return getattr(func, "__name__", repr(func))
 
 
-def _call(
-    func: Callable, args: tuple, kwargs: dict, in_dims: Any, out_dims: Any, randomness: str, chunk_size: int | None
-) -> Any:
+class Mapping(NamedTuple):
+    """A call of a mapped function, its arguments checked.
+
+    Attributes:
+        func: of one sample.
+        values: the leaves of the arguments, arrays as tensors.
+        dims: of each, the dimension of its samples, None if it is the same for all.
+        size: number of samples.
+        positional: how many of the leaves are in positional arguments.
+        structures: of the positional arguments, and of those by name.
+        as_arrays: whether all data are NumPy arrays.
+    """
+
+    func: Callable
+    values: list[Any]
+    dims: list[int | None]
+    size: int
+    positional: int
+    structures: tuple[_tree.Structure, _tree.Structure]
+    as_arrays: bool
+
+    def on_leaves(self, *flat: Any) -> Any:
+        """The function, of the leaves of its arguments."""
+        args, kwargs = self.structures
+        return self.func(
+            *_tree.unflatten(flat[: self.positional], args), **_tree.unflatten(flat[self.positional :], kwargs)
+        )
+
+
+def checked_call(func: Callable, args: tuple, kwargs: dict, in_dims: Any) -> Mapping:
+    """The call that `vmap` of a function makes of some arguments.
+
+    Raises:
+        ValueError: see `vmap`.
+    """
     name = _name(func)
     head = f"vmap({name}, in_dims={in_dims}, ...)(<inputs>)"
     if not isinstance(in_dims, int | tuple | list) or isinstance(in_dims, bool):
@@ -107,10 +152,22 @@ def _call(
             f"vmap: Expected all tensors to have the same size in the mapped dimension, got sizes {sizes} for the mapped dimension"
         )
 
-    def on_leaves(*flat: Any) -> Any:
-        return func(*_tree.unflatten(flat[:count], structure), **_tree.unflatten(flat[count:], more_structure))
+    given = [v for v in (*leaves, *more) if isinstance(v, Tensor | np.ndarray)]
+    as_arrays = all(isinstance(v, np.ndarray) for v in given)
+    return Mapping(func, values, dims, sizes[0], count, (structure, more_structure), as_arrays)
 
-    size = sizes[0]
+
+def run_mapping(mapping: Mapping, out_dims: Any, randomness: str = "error", chunk_size: int | None = None) -> Any:
+    """Run a mapped function.
+
+    Args:
+        mapping: the function and its arguments.
+        out_dims: see `vmap`, as the rest.
+        randomness: as there.
+        chunk_size: as there.
+    """
+    on_leaves, name = mapping.on_leaves, _name(mapping.func)
+    values, dims, size = mapping.values, mapping.dims, mapping.size
     if chunk_size is None or chunk_size >= size:
         return _run(on_leaves, name, values, dims, size, out_dims, randomness)
     parts = []
@@ -209,7 +266,12 @@ def _mapped(
 
 
 def trace_sample(
-    function: Callable, values: Sequence[Any], dims: Sequence[int | None], size: int, randomness: str = "error"
+    function: Callable,
+    values: Sequence[Any],
+    dims: Sequence[int | None],
+    size: int,
+    randomness: str = "error",
+    guards: list[tuple[Tensor, bytes]] | None = None,
 ) -> tuple[Batch, list[Any]]:
     """Run a function on the first sample of some arguments, and its trace on all of them.
 
@@ -219,6 +281,7 @@ def trace_sample(
         dims: of each argument the dimension of its samples, None if it is the same for all.
         size: number of samples.
         randomness: see `vmap`.
+        guards: if given, the function may look at values; it gets the tensors it looked at, and their bytes.
 
     Returns:
         The batch, and what the function returned for the first sample.
@@ -226,6 +289,7 @@ def trace_sample(
     if size == 0:
         raise ValueError("vmap: got a mapped dimension of size 0; there is no sample to run the function on")
     batch = Batch(size, randomness)
+    batch.guards = guards
     arguments: list[Any] = []
     samples = []
     with transforming():

@@ -18,6 +18,7 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.func._derivatives import value_and_grad
+from tapegrad.program.callable import Native
 from tapegrad.program.calls import Call, CompiledCall, Template, pull_back
 from tapegrad.program.capture import Capture, capturing
 from tapegrad.program.environment import Callables, Environment
@@ -59,6 +60,9 @@ class Compiled(Callables):
         function: the function.
         static_argnums: positions of arguments that are no data though they may be tensors or arrays.
         max_programs: how many captured paths are kept.
+
+    Attributes:
+        lanes: what `vmap` made of this function and of its transformations (see lanes.py).
     """
 
     def __init__(self, function: Callable, static_argnums: Sequence[int] = (), max_programs: int = 64) -> None:
@@ -68,6 +72,7 @@ class Compiled(Callables):
         self._most = max_programs
         self._families: dict[Any, Family] = {}
         self._derived: dict[Any, Compiled] = {}
+        self.lanes: dict[Any, Any] = {}
         self._lock = threading.RLock()
         self._calls = self._captures = self._dropped = self._eager = 0
         self._name = getattr(function, "__name__", type(function).__name__)
@@ -345,11 +350,50 @@ class Compiled(Callables):
         >>> energy.value_and_grad(np.array([1.0, 2.0]))
         (array(5.), array([2., 4.]))
         """
+        return self.derivative(argnums, has_aux)(*args, **kwargs)
+
+    def derivative(self, argnums: int | tuple[int, ...], has_aux: bool = False) -> Compiled:
+        """The compiled function that `value_and_grad` calls."""
         derived = self._derived.get((argnums, has_aux))
         if derived is None:
             made = Compiled(value_and_grad(self.function, argnums, has_aux), tuple(self._static), self._most)
             derived = self._derived.setdefault((argnums, has_aux), made)
-        return derived(*args, **kwargs)
+        return derived
+
+    def native(self, *args: Any, argnums: int | tuple[int, ...] = 0) -> Native:
+        """The function for a user's own compiled code: ``value = f(*args, *gradients)``, without Python.
+
+        Args:
+            args: examples of the arguments: float64 arrays (or tensors), whose shapes count, and floats, whose values do not.
+            argnums: which arguments gradients are wanted of.
+
+        Returns:
+            What Numba-compiled functions call, from many threads at once if they like; its `ctypes` and `low_level_callable` are for
+            libraries that call C, such as `scipy.integrate`. For arguments that take a path that was not recorded yet, value and
+            gradients are NaN and its `missed` counts; call `value_and_grad` with an argument of each kind before.
+
+        Raises:
+            TypeError: for other arguments, and if the function returns no float64 scalar.
+            RuntimeError: if the function needs Python at each run: to draw random numbers, or to call NumPy.
+
+        >>> import numba
+        >>> import numpy as np
+        >>> import tapegrad as tg
+        >>> energy = tg.compile(lambda x, k: k * (x * x).sum()).native(np.zeros(2), 1.0)
+        >>> @numba.njit
+        ... def step(x, k):
+        ...     g = np.empty_like(x)
+        ...     value = energy(x, k, g)
+        ...     return value, g
+        >>> step(np.array([1.0, 2.0]), 0.5)
+        (2.5, array([1., 2.]))
+        """
+        return Native(self, args, argnums)
+
+    def paths_of(self, *args: Any) -> list[Program]:
+        """The paths recorded for arguments of the same kind, those used last first."""
+        family = self._families.get(self._signature(args, {})[2])
+        return [] if family is None else list(family.programs)
 
     # what there is
 
@@ -358,7 +402,7 @@ class Compiled(Callables):
 
         Returns:
             Counts: `programs` kept, their `instructions`, `guards` and `bytes`; `captures` made, of which `recaptures` since a guard met
-            another value; `replays`; programs `dropped` to stay within `max_programs`; and `eager` calls.
+            another value; `replays`, under `vmap` one for each block of samples; programs `dropped` to stay within `max_programs`; and `eager` calls.
 
         >>> import tapegrad as tg
         >>> f = tg.compile(lambda x: x.sin() * 2)
@@ -379,6 +423,14 @@ class Compiled(Callables):
             "eager": self._eager,
             "bytes": sum(p.native.nbytes for p in programs),
         }
+        for lanes in list(self.lanes.values()):
+            paths = lanes.programs()
+            counts["programs"] += len(paths)
+            counts["instructions"] += sum(len(p.code.steps) for p in paths)
+            counts["guards"] += sum(len(p.guards) for p in paths)
+            counts["captures"] += lanes.captures
+            counts["replays"] += sum(p.replays for p in paths)
+            counts["bytes"] += sum(p.native.nbytes for p in paths)
         for derived in list(self._derived.values()):
             counts = {name: counts[name] + more for name, more in derived.stats().items()}
         return counts
@@ -456,7 +508,7 @@ def compile(
         max_programs: how many recorded paths are kept; the one not used for the longest time goes.
 
     Returns:
-        The compiled function: called like `f`, with `value_and_grad`, `stats`, `show` and `dot`.
+        The compiled function: called like `f`, with `value_and_grad`, `native`, `stats`, `show` and `dot`.
 
     Raises:
         TypeError: if `f` is not callable; in calls, for arguments that are neither data nor hashable, and if no tensor is returned.

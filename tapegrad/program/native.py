@@ -27,14 +27,18 @@ _S = rt.S
 _SHARED_THREADS = ("omp", "tbb")
 
 
-def _address(array: np.ndarray) -> int:
+def address_of_array(array: np.ndarray) -> int:
+    """Where its elements are."""
     return array.__array_interface__["data"][0]
 
 
 def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
     block = np.zeros(nbytes // 8 + 16, np.int64)
-    return block, (_address(block) + 63) & -64
+    return block, (address_of_array(block) + 63) & -64
 
+
+# a state for runs that keep to their thread
+_alone, ALONE = _aligned(structs.STATE.itemsize)
 
 _layouts: list[Any] = [0, None]
 
@@ -55,13 +59,14 @@ class Native:
     Attributes:
         code: what it was made of.
         given: how many addresses a run is given: of inputs, then of outputs.
+        arena: bytes of the memory of one replica.
         nbytes: of its tables and constants, and of the memory of one replica.
     """
 
     def __init__(self, code: Code) -> None:
         self.code = code
         self._ids: dict[Value, int] = {}
-        self._places, self._arena = planned(code, {*code.inputs, *code.outputs})
+        self._places, self.arena = planned(code, {*code.inputs, *code.outputs})
         self._bound = {v: k for k, v in enumerate((*code.inputs, *code.outputs))}
         self.given = len(self._bound)
         self._keep: list[Any] = []
@@ -86,7 +91,7 @@ class Native:
         self._make_steps(steps)
         self._make_buffers()
         self._layouts = _layout_table()
-        self.nbytes = sum(a.nbytes for a in self._keep if isinstance(a, np.ndarray)) + self._arena
+        self.nbytes = sum(a.nbytes for a in self._keep if isinstance(a, np.ndarray)) + self.arena
 
     def _id(self, value: Value | None) -> int:
         if value is None:
@@ -125,7 +130,7 @@ class Native:
         if step.samples is not None:
             table = np.array([items < 0, len(moving) // 2, *moving], np.int64)
             self._keep.append(table)
-            made |= {"how": SAMPLES, "target": step.samples.size, "expected": _address(table)}
+            made |= {"how": SAMPLES, "target": step.samples.size, "expected": address_of_array(table)}
         return [made]
 
     def _first_sample(self, step: Instruction) -> tuple[tuple[Value | None, ...], tuple[Value, ...], Value, list[int]]:
@@ -195,7 +200,7 @@ class Native:
                 "how": GUARD,
                 "target": self._id(step.value),
                 "items": len(step.expected),
-                "expected": _address(kept),
+                "expected": address_of_array(kept),
             }
         ]
 
@@ -210,7 +215,7 @@ class Native:
         rows = np.zeros(max(len(self._rows), 1), structs.ROW)
         total = sum(len(words) - 3 + 1 for *_, words in self._rows if len(words) > 3)
         attributes = np.zeros(max(total, 1), np.int64)
-        start, base = 0, _address(attributes)
+        start, base = 0, address_of_array(attributes)
         for k, (code, _, out, (a, b, c, *words)) in enumerate(self._rows):
             row = rows[k]
             row["op"], row["out"], row["in0"], row["in1"], row["in2"] = code, out, a, b, c
@@ -221,7 +226,7 @@ class Native:
                 start += len(words) + 1
         for step in steps:
             if "row" in step:
-                step["row"] = _address(rows) + step["row"] * structs.ROW_SIZE
+                step["row"] = address_of_array(rows) + step["row"] * structs.ROW_SIZE
         self._keep += [rows, attributes]
 
     def _make_steps(self, steps: list[dict[str, int]]) -> None:
@@ -247,7 +252,7 @@ class Native:
                 assert root.array is not None
                 if not any(root.array is a for a in self._keep):
                     self._keep.append(root.array)
-                record["data"] = _address(root.array) + offset
+                record["data"] = address_of_array(root.array) + offset
             else:
                 record["data"] = self._places[root] + offset
                 within.append(k)
@@ -276,36 +281,42 @@ def kernel_of(op: Op, dtype: int) -> int:
 
 
 class Replica:
-    """What one run of a program at a time writes to."""
+    """What one run of a program at a time writes to.
 
-    def __init__(self, native: Native) -> None:
-        self._native = native
-        self._arena, arena = _aligned(native._arena + native._scratch + 64)
+    Args:
+        native: the program.
+        state: address of the state that says how many threads a run may use.
+    """
+
+    def __init__(self, native: Native, state: int = _S) -> None:
+        self._native, self._shared = native, state
+        self._arena, arena = _aligned(native.arena + native._scratch + 64)
         self._buffers = native._buffers.copy()
         self._buffers["data"][native._within] += arena
         self._state, state = _aligned(structs.STATE.itemsize)
-        start = (state - _address(self._state)) // 8
+        start = (state - address_of_array(self._state)) // 8
         words = self._state[start : start + structs.STATE.itemsize // 8]
         fields: Any = words.view(structs.STATE).view(np.recarray)[0]
-        fields.buffers, fields.buffer_count = _address(self._buffers), len(self._buffers)
+        fields.buffers, fields.buffer_count = address_of_array(self._buffers), len(self._buffers)
         fields.layout_count, table = native._layouts
-        fields.layouts = _address(table)
+        fields.layouts = address_of_array(table)
         fields.ops, fields.forward, fields.reverse = rt.state.ops, rt.state.forward, rt.state.reverse
-        fields.scratch = arena + (native._arena + 63 & -64)
+        fields.scratch = arena + (native.arena + 63 & -64)
         self._program = np.zeros(1, PROGRAM)
         record = self._program[0]
-        record["state"], record["steps"], record["count"] = state, _address(native._steps), native._count
-        record["binds"], record["bind_count"] = _address(native._binds), len(native._binds)
-        self._address = _address(self._program)
+        record["state"], record["steps"], record["count"] = state, address_of_array(native._steps), native._count
+        record["binds"], record["bind_count"] = address_of_array(native._binds), len(native._binds)
+        self.address = address_of_array(self._program)
         self.addresses = np.zeros(max(native.given, 1), np.int64)
-        self._addresses = _address(self.addresses)
+        self.addresses_at = address_of_array(self.addresses)
 
     def run(self) -> int:
         """Run over what `addresses` say; the answer of the engine's `run_program`, after what is for Python."""
-        answer = rt.run_program(_S, self._address, self._addresses, 0)
+        answer = rt.run_program(self._shared, self.address, self.addresses_at, 0)
         while answer == FOR_PYTHON:
             self._call(self._native.code.steps[self.stopped()])
-            answer = rt.run_program(_S, self._address, self._addresses, int(self._program["stopped"][0]) + 1)
+            start = int(self._program["stopped"][0]) + 1
+            answer = rt.run_program(self._shared, self.address, self.addresses_at, start)
         return answer
 
     def _call(self, step: Any) -> None:

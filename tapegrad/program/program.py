@@ -147,7 +147,7 @@ class Program:
             keep.append(array)
             addresses[k] = array.__array_interface__["data"][0]
         for k, source in self._outside:
-            addresses[k] = _address_of(source)
+            addresses[k] = address_of(source)
         for k, drawn in self.drawn:
             t = drawn.draw()
             draws.append(t)
@@ -217,7 +217,12 @@ def _copied(fixed: Any) -> Any:
     return fixed.copy() if isinstance(fixed, np.ndarray) else fixed
 
 
-def _address_of(source: Captured) -> int:
+def address_of(source: Captured) -> int:
+    """Where the elements of a tensor from outside are.
+
+    Raises:
+        Outdated: if it has another shape or dtype than it had.
+    """
     t = source.tensor
     meta = rt.look(_S, t._id, LOOK_META)
     if meta & structs.IS_VIEW << 8:

@@ -1,0 +1,146 @@
+"""Programs of blocks of samples, run over many samples on all cores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from tapegrad import _tree
+from tapegrad.engine.programs import FINISHED
+from tapegrad.engine.runtime import rt
+from tapegrad.program.capture import Argument, Captured
+from tapegrad.program.native import ALONE, Native, Replica, address_of_array
+from tapegrad.program.program import KernelRaised, address_of
+from tapegrad.program.values import Code, Guard
+
+_WORTH_THREADS = 1 << 19  # bytes
+
+
+class Result(NamedTuple):
+    """One result of a function, for one sample."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Path:
+    """A program of one block of samples, all of which take the path of the one it was captured along.
+
+    Attributes:
+        block: number of samples.
+        results: of the function, for one sample.
+        structure: of the results.
+        looked_at: what the function looked at, after the results: for one sample, its bytes.
+        tracked: whether a gradient flows through a result.
+        replays: how many blocks it ran.
+    """
+
+    def __init__(
+        self, code: Code, block: int, structure: _tree.Structure, looked_at: Sequence[bytes], tracked: bool
+    ) -> None:
+        self.code, self.block, self.structure, self.tracked = code, block, structure, tracked
+        self.native = Native(code)
+        outputs = [Result(tuple(v.shape[1:]), v.dtype.numpy) for v in code.outputs]
+        count = len(outputs) - len(looked_at)
+        self.results, self.guards = outputs[:count], outputs[count:]
+        self.looked_at = [np.frombuffer(expected, np.uint8) for expected in looked_at]
+        self.outside = [(k, v.source) for k, v in enumerate(code.inputs) if isinstance(v.source, Captured)]
+        self.arguments = [(k, v.source.position) for k, v in enumerate(code.inputs) if isinstance(v.source, Argument)]
+        self.replays = 0
+        self._pool: list[Replica] = []
+
+    def same(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        """Which samples take this path, by what they had where the function looked."""
+        good = np.ones(len(found[0]), bool)
+        for array, expected in zip(found, self.looked_at, strict=True):
+            good &= (array.reshape(len(array), -1).view(np.uint8) == expected).all(1)
+        return good
+
+    def nbytes_of_sample(self) -> int:
+        """Bytes of memory that one sample takes in a replica and among the results."""
+        return max((self.native.arena + sum(v.nbytes() for v in self.code.outputs)) // self.block, 1)
+
+    def run(self, sources: Sequence[np.ndarray], mapped: Sequence[bool], count: int, outs: list[np.ndarray]) -> bool:
+        """Run on some samples.
+
+        Args:
+            sources: the data among the arguments, contiguous.
+            mapped: which of them have samples along their first axis.
+            count: number of samples.
+            outs: where results go, and what was looked at, with samples along the first axis.
+
+        Returns:
+            Whether what the function looked at outside of the samples is what it was.
+
+        Raises:
+            Outdated: if a tensor from outside has another shape or dtype.
+            KernelRaised: if compiled code of the user raised an exception.
+        """
+        first, last = np.zeros((2, self.native.given), np.int64)
+        step = np.zeros(self.native.given, np.int64)
+        for k, source in self.outside:
+            first[k] = address_of(source)
+        for k, p in self.arguments:
+            first[k] = address_of_array(sources[p])
+            step[k] = sources[p].strides[0] if mapped[p] else 0
+        end = count - self.block
+        rest = count % self.block
+        last[:] = first + end * step
+        tails = [np.empty((self.block, *a.shape[1:]), a.dtype) for a in outs] if rest else []
+        start = len(self.code.inputs)
+        for j, array in enumerate(outs):
+            first[start + j], step[start + j] = address_of_array(array), array[:1].nbytes
+            if rest:
+                last[start + j] = address_of_array(tails[j])
+        jobs = [first + n * self.block * step for n in range(count // self.block)]
+        if rest:  # the last block begins early, so that it is whole
+            jobs.append(last)
+        self.replays += len(jobs)
+        done = all(_shared_out(self._run, jobs, count * self.nbytes_of_sample() > _WORTH_THREADS))
+        for array, tail in zip(outs, tails, strict=bool(rest)):
+            array[count - rest :] = tail[self.block - rest :]
+        return done
+
+    def _run(self, jobs: Iterable[np.ndarray]) -> bool:
+        try:
+            replica = self._pool.pop()
+        except IndexError:  # others use them all
+            replica = Replica(self.native, ALONE)
+        for addresses in jobs:
+            replica.addresses[:] = addresses
+            if replica.run() != FINISHED:
+                if not isinstance(self.code.steps[replica.stopped()], Guard):
+                    raise KernelRaised
+                return False
+        self._pool.append(replica)
+        return True
+
+
+# threads
+
+
+_workers: list[ThreadPoolExecutor] = []
+
+
+def _shared_out(function: Callable[[list], bool], jobs: list, worthwhile: bool) -> list[bool]:
+    """Call a function with equal parts of some jobs, one part a core where that is worthwhile."""
+    threads = min(int(rt.state.threads), len(jobs)) if worthwhile else 1
+    if threads <= 1:
+        return [function(jobs)]
+    if not _workers:
+        _workers.append(ThreadPoolExecutor(int(rt.state.threads), thread_name_prefix="tapegrad-lanes"))
+    edges = [len(jobs) * n // threads for n in range(threads + 1)]
+    parts = [jobs[a:b] for a, b in itertools.pairwise(edges)]
+    waiting = [_workers[0].submit(function, part) for part in parts[1:]]
+    try:
+        found = [function(parts[0])]
+    finally:
+        others = [w.exception() for w in waiting]  # nobody writes to the results any more
+    for error in others:
+        if error is not None:
+            raise error
+    return [*found, *(w.result() for w in waiting)]

@@ -1,0 +1,429 @@
+"""Lanes: a function of one sample as recorded programs of blocks of samples, which run natively, on all cores.
+
+What is captured is the function as `vmap` maps it over a block, so every rule is vmap's. A block is as large as lets a program's memory
+stay in a core's cache. Where the function looks at values that differ between samples, a program stands for the path of the sample it
+was captured along; beside its results it hands out what was looked at, and samples for which that is something else are gathered and
+run along other paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tapegrad import _tree, dtypes
+from tapegrad.autograd import sampling
+from tapegrad.autograd.tracing import depth
+from tapegrad.creation import as_tensor, from_numpy
+from tapegrad.engine.runtime import rt
+from tapegrad.func import _vmap
+from tapegrad.func._vmap import Mapping, checked_call, run_mapping, trace_sample
+from tapegrad.grad_mode import is_grad_enabled
+from tapegrad.program._compile import Compiled
+from tapegrad.program.blocks import Path, Result
+from tapegrad.program.capture import Capture, capturing
+from tapegrad.program.environment import Environment
+from tapegrad.program.passes import optimised
+from tapegrad.program.program import KernelRaised, Outdated, own_tensors
+from tapegrad.program.values import Value
+from tapegrad.tensor import Tensor
+
+_S = rt.S
+# bytes of a program's memory: what a core's own cache holds beside the operands
+_CACHE = 256 << 10
+_FEWEST, _MOST = 16, 4096  # samples of a block
+_PATHS = 64  # paths of one kind of arguments; what takes another is run one by one
+_KINDS = 64  # kinds of arguments
+
+
+class Unrecordable(RuntimeError):
+    """What a function does cannot be recorded for blocks of samples."""
+
+
+class _Capture(Capture):
+    # a function while it runs on the first sample of a block
+    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
+        """Refuse what would be computed of the first sample only."""
+        if sampling.differ(tensors):
+            raise Unrecordable(f"{function.__name__} of values that differ between samples")
+        return super().computed(function, tensors)
+
+    def drawn(self, draw: Any, generator: Any) -> Tensor:
+        """Refuse random numbers."""
+        raise Unrecordable("random numbers")
+
+
+class _Kind:
+    # what is known for arguments of one signature
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.paths: dict[int, list[Path]] = {}  # by samples of a block
+        self.block = 0  # how many samples a block should have, 0 if not known yet
+        self.mapped_only = False  # the function cannot be recorded
+
+
+class Lanes:
+    """A function mapped over samples, captured once for each kind of arguments and replayed over blocks of them on all cores.
+
+    Its results are those of `vmap`. The function may look at values; samples that take different paths are told apart. What cannot be
+    recorded runs as under `vmap`, or one by one.
+
+    Args:
+        function: of one sample; see `vmap`.
+        in_dims: as there.
+        out_dims: as there.
+
+    Attributes:
+        captures: how many programs were recorded.
+
+    >>> import numpy as np, tapegrad as tg
+    >>> slope = Lanes(tg.func.grad(lambda w, x: (w * x * x).sum() if x[0] > 0 else (w * x).sum()), (None, 0))
+    >>> slope(np.array([1.0, 1.0]), np.array([[2.0, 3.0], [-2.0, 3.0]]))
+    array([[ 4.,  9.],
+           [-2.,  3.]])
+    """
+
+    def __init__(self, function: Callable, in_dims: Any = 0, out_dims: Any = 0) -> None:
+        self._function, self._in_dims, self._out_dims = function, in_dims, out_dims
+        compiled = _compiled_within(function)
+        self._watched = function if compiled is None else compiled._watched
+        self._kinds: dict[Any, _Kind] = {}
+        self._lock = threading.RLock()
+        self.captures = 0
+
+    def __call__(self, *args: Any, out: Sequence[np.ndarray] | None = None, **kwargs: Any) -> Any:
+        """Run on all samples.
+
+        Args:
+            args: arguments, mapped as `in_dims` says.
+            out: contiguous arrays to write the leaves of the result to, in tree order, samples along their first axis.
+            kwargs: arguments by name, mapped over their first dimension.
+
+        Returns:
+            What `vmap` returns; arrays if all data are arrays; `out` if it is given.
+
+        Raises:
+            ValueError: see `vmap`; and if `out` has not the shapes and dtypes of the results.
+            RuntimeError: if samples take paths with results of different kinds; see also `vmap`.
+        """
+        call = checked_call(self._function, args, kwargs, self._in_dims)
+        key = self._key(call)
+        data = [v for v in call.values if isinstance(v, Tensor)]
+        if key is None or depth() or capturing() or (is_grad_enabled() and any(t.requires_grad for t in data)):
+            return self._mapped(call, out)
+        with self._lock:
+            kind = self._kinds.get(key)
+            if kind is None or not kind.environment.is_same():
+                kind = self._kinds[key] = _Kind(Environment(self._watched))
+                while len(self._kinds) > _KINDS:
+                    del self._kinds[next(iter(self._kinds))]
+        if kind.mapped_only:
+            return self._mapped(call, out)
+        return _Run(self, call, kind, out).result()
+
+    def _key(self, call: Mapping) -> Any:
+        key: list[Any] = [dtypes.get_default_dtype(), call.structures]
+        for value, dim in zip(call.values, call.dims, strict=True):
+            if isinstance(value, Tensor):
+                shape = tuple(value.shape)
+                key.append((dim, value.dtype, shape if dim is None else shape[:dim] + shape[dim + 1 :]))
+            else:
+                key.append((type(value), value.hex() if type(value) is float else value))
+        try:
+            hash(tuple(key))
+        except TypeError:  # an argument that is neither data nor hashable
+            return None
+        return tuple(key) if call.size else None
+
+    def _mapped(self, call: Mapping, out: Sequence[np.ndarray] | None) -> Any:
+        found = run_mapping(call, self._out_dims)
+        if out is not None:
+            leaves = [t.detach().numpy() for t in _tree.flatten(found)[0]]
+            _check_out(out, [(a.shape, a.dtype) for a in leaves])
+            for array, leaf in zip(out, leaves, strict=True):
+                array[...] = leaf
+            return out
+        if call.as_arrays and not depth() and not capturing():
+            return _tree.map_leaves(lambda t: t.detach().numpy() if isinstance(t, Tensor) else t, found)
+        return found
+
+    def programs(self) -> list[Path]:
+        """The recorded paths."""
+        return [p for kind in list(self._kinds.values()) for paths in list(kind.paths.values()) for p in paths]
+
+
+class _Unfit(Exception):
+    # the function is to be mapped without programs
+    pass
+
+
+class _Run:
+    """One call: its samples, and which of them have results."""
+
+    def __init__(self, lanes: Lanes, call: Mapping, kind: _Kind, out: Sequence[np.ndarray] | None) -> None:
+        self.lanes, self.call, self.kind, self.out = lanes, call, kind, out
+        self.places = [p for p, v in enumerate(call.values) if isinstance(v, Tensor)]
+        self.mapped = [call.dims[p] is not None for p in self.places]
+        self.sources = [self._source(p) for p in self.places]
+        self.outs: list[np.ndarray] | None = None
+        self.of_sample: list[Result] = []
+        self.structure: _tree.Structure | None = None
+
+    def _source(self, p: int) -> np.ndarray:
+        array = self.call.values[p].detach().numpy()
+        dim = self.call.dims[p]
+        return np.require(np.moveaxis(array, dim, 0) if dim else array, requirements=["C", "A"])
+
+    def result(self) -> Any:
+        """The results of all samples."""
+        try:
+            self._compute()
+        except _Unfit:
+            return self.lanes._mapped(self.call, self.out)
+        if self.out is not None:
+            return self.out
+        assert self.structure is not None
+        assert self.outs is not None
+        places = _tree.spread(self.lanes._out_dims, self.structure)
+        if places is None:
+            return self.lanes._mapped(self.call, None)  # which says what is wrong
+        made = []
+        for array, place in zip(self.outs, places, strict=True):
+            if place is None:
+                whole = self._the_same(array)
+            else:
+                whole = np.moveaxis(array, 0, place) if place else array
+            made.append(whole if self.call.as_arrays else from_numpy(whole))
+        return _tree.unflatten(made, self.structure)
+
+    def _the_same(self, array: np.ndarray) -> np.ndarray:
+        # a result that is not mapped
+        if any(row.tobytes() != array[0].tobytes() for row in array):
+            name = getattr(self.call.func, "__name__", repr(self.call.func))
+            raise ValueError(f"vmap({name}, ...): `{name}` can not return a BatchedTensor when out_dim is None")
+        return array[0].copy()
+
+    def _compute(self) -> None:
+        size = self.call.size
+        todo = np.arange(size)
+        block = self._block()
+        paths = self.kind.paths.setdefault(block, [])
+        tried = 0
+        while len(todo):
+            new = tried == len(paths)
+            if new and (len(paths) >= _PATHS or not self._capture(paths, todo, block)):
+                return self._one_by_one(todo)
+            path = paths[tried]
+            if path.tracked and is_grad_enabled():
+                raise _Unfit
+            tried += 1
+            try:
+                done = self._along(path, todo)
+            except Outdated:
+                with self.lanes._lock, contextlib.suppress(ValueError):
+                    paths.remove(path)
+                tried -= 1
+                continue
+            except KernelRaised:
+                return self._one_by_one(todo)
+            if new and not done[0]:  # its own sample: a value that is not the same each time
+                return self._one_by_one(todo)
+            todo = todo[~done]
+        return None
+
+    def _block(self) -> int:
+        # how many samples run at once; no more than leave something to do for several cores
+        size = self.call.size
+        fits = _power_below(size)
+        if not self.kind.block and fits > _FEWEST:
+            trial = self.kind.paths.setdefault(_FEWEST, [])
+            if trial or self._capture(trial, np.arange(size), _FEWEST):
+                self.kind.block = _power_below(min(max(_CACHE // trial[0].nbytes_of_sample(), _FEWEST), _MOST))
+        return min(fits, self.kind.block or _FEWEST, max(_FEWEST, _power_below(max(size // 4, 1))))
+
+    def _along(self, path: Path, todo: np.ndarray) -> np.ndarray:
+        # run some samples; which of them took the path
+        whole = len(todo) == self.call.size
+        self._agree(path)
+        assert self.outs is not None
+        if not path.guards and whole:
+            return np.full(len(todo), path.run(self.sources, self.mapped, len(todo), self.outs))
+        count = max(len(todo), path.block)
+        chosen = np.concatenate([todo, np.full(count - len(todo), todo[0])])
+        sources = self.sources if whole else self._gathered(chosen)
+        outs = [np.empty((count, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
+        if not path.run(sources, self.mapped, count, outs):
+            return np.zeros(len(todo), bool)
+        results, looked_at = outs[: len(path.results)], outs[len(path.results) :]
+        done = path.same(looked_at)[: len(todo)] if looked_at else np.ones(len(todo), bool)
+        for array, found in zip(self.outs, results, strict=True):
+            array[todo[done]] = found[: len(todo)][done]
+        return done
+
+    def _gathered(self, chosen: np.ndarray) -> list[np.ndarray]:
+        return [a[chosen] if m else a for a, m in zip(self.sources, self.mapped, strict=True)]
+
+    def _agree(self, made: Path | _Single) -> None:
+        # all samples have results of one kind
+        if self.outs is None:
+            self.structure, self.of_sample = made.structure, list(made.results)
+            facts = [((self.call.size, *r.shape), r.dtype) for r in made.results]
+            if self.out is not None:
+                _check_out(self.out, facts)
+            self.outs = list(self.out) if self.out is not None else [np.empty(*f) for f in facts]
+        elif made.structure != self.structure or list(made.results) != self.of_sample:
+            raise RuntimeError(
+                f"vmap: samples take paths whose results differ in structure, shape or dtype: {_shown(self.of_sample)} and "
+                f"{_shown(made.results)}; return results of the same kind on every path, or loop over the samples"
+            )
+
+    def _one_by_one(self, todo: np.ndarray) -> None:
+        for n in todo:
+            leaves = [
+                v if d is None else v.select(d, int(n)) for v, d in zip(self.call.values, self.call.dims, strict=True)
+            ]
+            flat, structure = _tree.flatten(self.call.on_leaves(*leaves))
+            if not all(isinstance(t, Tensor) for t in flat):
+                raise _Unfit
+            if is_grad_enabled() and any(t.requires_grad for t in flat):
+                raise RuntimeError(
+                    "vmap: the results carry gradients to tensors outside of the mapped function, whose control flow depends on values "
+                    "that differ between samples; use func.grad or func.value_and_grad inside of vmap, or loop over the samples"
+                )
+            arrays = [t.detach().numpy() for t in flat]
+            self._agree(_Single(structure, [Result(a.shape, a.dtype) for a in arrays]))
+            assert self.outs is not None
+            for array, found in zip(self.outs, arrays, strict=True):
+                array[n] = found
+
+    # capture
+
+    def _capture(self, paths: list[Path], todo: np.ndarray, block: int) -> bool:
+        # a path along the first of some samples; False if it cannot be recorded though samples differ in their paths
+        guards: list[tuple[Tensor, bytes]] = []
+        with self.lanes._lock:
+            try:
+                self.lanes.captures += 1
+                paths.append(self._captured(np.resize(todo[:block], block), block, guards))
+            except (MemoryError, _Unfit):
+                raise
+            except Exception:
+                if guards or paths:
+                    return False
+                self.kind.mapped_only = True
+                raise _Unfit from None
+        return True
+
+    def _captured(self, chosen: np.ndarray, block: int, guards: list[tuple[Tensor, bytes]]) -> Path:
+        capture = _Capture()
+        values = list(self.call.values)
+        dims: list[int | None] = [None] * len(values)
+        structures: list[_tree.Structure] = []
+        for p, array, mapped in zip(self.places, self._gathered(chosen), self.mapped, strict=True):
+            values[p] = capture.argument(as_tensor(array))
+            dims[p] = 0 if mapped else None
+
+        def flat(*samples: Any) -> list[Any]:
+            leaves, structure = _tree.flatten(self.call.on_leaves(*samples))
+            structures.append(structure)
+            return [*leaves, *(t for t, _ in guards)]
+
+        before = rt.set_mode(_S, 0)
+        try:
+            with capture.running():
+                batch, made = trace_sample(flat, values, dims, block, guards=guards)
+                self._check_results(made, structures[0], batch)
+                wholes = [batch.whole(t) for t in made]
+                tracked = any(t.requires_grad for t in wholes[: len(made) - len(guards)])
+                found: list[Value] = [capture.result(t) for t in wholes]
+        finally:
+            rt.set_mode(_S, before)
+        path = Path(optimised(capture.code(found)), block, structures[0], [e for _, e in guards], tracked)
+        own_tensors([source for _, source in path.outside])
+        return path
+
+    def _check_results(self, made: Sequence[Any], structure: _tree.Structure, batch: Any) -> None:
+        # what vmap would refuse, it refuses
+        places = _tree.spread(self.lanes._out_dims, structure)
+        if places is None or not all(isinstance(t, Tensor) for t in made):
+            raise Unrecordable
+        if any(place is None and t._id in batch.values for t, place in zip(made, places, strict=False)):
+            raise Unrecordable
+
+
+class _Single(NamedTuple):
+    # the results of one sample
+    structure: _tree.Structure
+    results: Sequence[Result]
+
+
+def _power_below(n: int) -> int:
+    return 1 << n.bit_length() - 1
+
+
+def _shown(results: Sequence[Result]) -> str:
+    return ", ".join(f"{r.dtype}{list(r.shape)}" for r in results)
+
+
+def _check_out(out: Sequence[np.ndarray], facts: Sequence[tuple[tuple[int, ...], np.dtype]]) -> None:
+    fits = len(out) == len(facts) and all(
+        isinstance(a, np.ndarray) and (a.shape, a.dtype) == (shape, dtype) and a.flags.carray
+        for a, (shape, dtype) in zip(out, facts, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(f"{dtype}{list(shape)}" for shape, dtype in facts)
+        given = ", ".join(f"{a.dtype}{list(a.shape)}" if isinstance(a, np.ndarray) else type(a).__name__ for a in out)
+        raise ValueError(f"out must be contiguous arrays for the results, {wanted}, but got {given}")
+
+
+# what vmap runs in lanes
+
+
+def _own_transformation(function: Any) -> bool:
+    return isinstance(function, types.FunctionType) and str(function.__globals__.get("__name__")).startswith(
+        "tapegrad.func."
+    )
+
+
+def _compiled_within(function: Any) -> Compiled | None:
+    """The compiled function that a function is, or is a transformation of."""
+    while _own_transformation(function) and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function if isinstance(function, Compiled) else None
+
+
+def _described(function: Any) -> Any:
+    # equal for equal transformations of one function
+    if isinstance(function, Compiled):
+        return None
+    cells = [c.cell_contents for c in function.__closure__ or ()]
+    return function.__code__, tuple(_described(v) if _compiled_within(v) is not None else (type(v), v) for v in cells)
+
+
+def _in_lanes(function: Callable, in_dims: Any, out_dims: Any) -> Callable | None:
+    compiled = _compiled_within(function)
+    if compiled is None:
+        return None
+    try:
+        key = (_described(function), _hashable(in_dims), _hashable(out_dims))
+        known = compiled.lanes.get(key)
+    except TypeError:  # arguments of a transformation that are not hashable
+        return Lanes(function, in_dims, out_dims)
+    if known is None:
+        known = compiled.lanes.setdefault(key, Lanes(function, in_dims, out_dims))
+        while len(compiled.lanes) > _KINDS:
+            del compiled.lanes[next(iter(compiled.lanes))]
+    return known
+
+
+def _hashable(dims: Any) -> Any:
+    leaves, structure = _tree.flatten(dims)
+    return tuple((type(v), v) for v in leaves), structure
+
+
+_vmap.in_lanes = _in_lanes
