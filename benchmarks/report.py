@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import higher_order  # noqa: F401 - adds its rows to WORKLOADS
+from benchmarks.programs import RACES, Race
 from benchmarks.work import FIGURES, ROOT, WORKLOADS, Figure, Job, Work, cores, torch_or_none
 
 HERE = Path(__file__).resolve().parent
@@ -37,13 +38,34 @@ class Row:
 
 
 def measure(work: Work, peer: Any, quick: bool) -> Row:
-    """Time one workload in both libraries, in turns, so that a busy moment hits both."""
+    """Time one workload in both libraries."""
     import tapegrad
 
     jobs = [work.make(tapegrad)] + ([work.make(peer)] if peer else [])
     hips = work.hips is not None and importlib.util.find_spec("autograd") is not None
     if hips:
         jobs.append(work.hips())  # type: ignore[misc]
+    medians = _in_turns(jobs, quick)
+    return Row(work, medians[0], medians[1] if peer else None, medians[-1] if hips else None)
+
+
+def race(contest: Race, quick: bool) -> dict[str, tuple[float, float]]:
+    """By library that is installed, the median time of a contest's job and that of its first call, with what it takes to make it."""
+    jobs, firsts = [], {}
+    for library, make in contest.jobs.items():
+        start = time.perf_counter()
+        try:
+            job = make()
+            job()
+        except ImportError:
+            continue
+        firsts[library] = time.perf_counter() - start
+        jobs.append(job)
+    return {k: (t, first) for t, (k, first) in zip(_in_turns(jobs, quick), firsts.items(), strict=True)}
+
+
+def _in_turns(jobs: list[Job], quick: bool) -> list[float]:
+    """The median time of each job, in turns, so that a busy moment hits all."""
     enough = 0.005 if quick else 0.04
     counts = [_count(job, enough) for job in jobs]
     times: list[list[float]] = [[] for _ in jobs]
@@ -53,8 +75,7 @@ def measure(work: Work, peer: Any, quick: bool) -> Row:
             time.sleep(0.05)
             job()
             seconds.append(_time(job, count))
-    medians = [statistics.median(seconds) for seconds in times]
-    return Row(work, medians[0], medians[1] if peer else None, medians[-1] if hips else None)
+    return [statistics.median(seconds) for seconds in times]
 
 
 def _time(job: Job, count: int) -> float:
@@ -97,6 +118,25 @@ def ratio_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def race_table(races: list[tuple[Race, dict[str, tuple[float, float]]]]) -> str:
+    """The contests in Markdown: how many times tapegrad's time each library takes."""
+    lines = [
+        "| work | tapegrad | its first call | peer | its time | ratio | at least |",
+        "|---|--:|--:|---|--:|--:|--:|",
+    ]
+    for contest, times in races:
+        ours, first = times["tapegrad"]
+        for library, least in contest.least.items():
+            head = f"| {contest.name} | {_seconds(ours)} | {_seconds(first)} | {library} "
+            if library not in times:
+                lines.append(f"{head}| – | – | {least:.3g} |")
+                continue
+            theirs = times[library][0]
+            ratio = f"{theirs / ours:.2f}" if theirs >= least * ours else f"**{theirs / ours:.2f}** (below)"
+            lines.append(f"{head}| {_seconds(theirs)} | {ratio} | {least:.3g} |")
+    return "\n".join(lines)
+
+
 def figure_table(figures: list[tuple[Figure, float | None]]) -> str:
     """The engine's figures in Markdown."""
     lines = ["| figure | measured | at most |", "|---|--:|--:|"]
@@ -111,7 +151,7 @@ def figure_table(figures: list[tuple[Figure, float | None]]) -> str:
 def machine() -> str:
     """Where and with what this is measured, in one line."""
     versions = []
-    for package in ("numpy", "numba", "torch"):
+    for package in ("numpy", "numba", "torch", "jax"):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -198,6 +238,10 @@ def main() -> None:
         rows.append(row := measure(work, peer, options.quick))
         ratio = "" if row.ratio is None else f", ratio {row.ratio:.2f}"
         print(f"{work.name}: {_seconds(row.ours)}{ratio}", flush=True)
+    races = []
+    for contest in RACES:
+        races.append((contest, times := race(contest, options.quick)))
+        print(f"{contest.name}: {', '.join(f'{k} {_seconds(t)}' for k, (t, _) in times.items())}", flush=True)
     figures = []
     for figure in FIGURES:
         figures.append((figure, value := figure.measure(options.quick)))
@@ -214,6 +258,7 @@ def main() -> None:
     drawn = options.output.with_name("ratios.png")
     if picture(rows, drawn):
         parts.append(f"![The ratios as bars]({drawn.name})")
+    parts += ["## Recorded programs", "Another library's time / tapegrad's, as above.", race_table(races)]
     parts += ["## The engine alone", figure_table(figures)]
     text = "\n\n".join(parts) + "\n"
     options.output.write_text(text, encoding="utf-8")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from tapegrad import dtypes
-from tapegrad.engine.runtime import rt
+from tapegrad.ops._reading import computed
 from tapegrad.ops._rule import ALL, Real, pointwise
-from tapegrad.tensor import Tensor, check_id, wrap
+from tapegrad.tensor import Tensor
 
 
 @pointwise(domain=Real(), reference="numpy:copy", dtypes=ALL, cost=2)
@@ -68,12 +69,13 @@ def convert(t: Tensor, dtype: dtypes.dtype) -> Tensor:
     if t.dtype is dtype:
         return t
     if dtypes.float16 in (t.dtype, dtype):
-        k = check_id(rt.new_leaf(rt.S, rt.layout(tuple(t.shape)), dtype.code))
-        result = wrap(k)
-        with np.errstate(over="ignore"):
-            result._address_array()[...] = t._address_array()
-        return result
+        return computed(functools.partial(_converted, kind=dtype.numpy), t)
     return _CONVERSIONS[dtype](t)
+
+
+def _converted(array: np.ndarray, kind: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return array.astype(kind)
 
 
 def to(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False, **ignored: Any) -> Tensor:

@@ -7,6 +7,7 @@ an operation is a value of its own: a write in place makes a new value, as it do
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +101,7 @@ def _line() -> str:
     frame = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):  # type: ignore[redundant-expr]
         frame = frame.f_back  # type: ignore[assignment]
-    return "" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def capturing() -> bool:

@@ -68,7 +68,10 @@ class Environment:
             if found is not value and not _equal(found, value):
                 return False
         for cell, value in self._cells:
-            found = cell.cell_contents
+            try:
+                found = cell.cell_contents
+            except ValueError:  # the name was deleted
+                found = _missing
             if found is not value and not _equal(found, value):
                 return False
         return True

@@ -224,9 +224,10 @@ class Native:
                 attributes[start + 1 : start + 1 + len(words)] = words
                 row["attr"] = base + 8 * start
                 start += len(words) + 1
+        table = address_of_array(rows)
         for step in steps:
             if "row" in step:
-                step["row"] = address_of_array(rows) + step["row"] * structs.ROW_SIZE
+                step["row"] = table + step["row"] * structs.ROW_SIZE
         self._keep += [rows, attributes]
 
     def _make_steps(self, steps: list[dict[str, int]]) -> None:

@@ -90,6 +90,9 @@ def constant_of(array: np.ndarray, dtype: dtypes.dtype) -> Value:
 
 def view_of(base: Value, layout: int, offset: int) -> Value:
     """A value that shows elements of another one; that one if it would show the same in the same way."""
+    while base.base is not None and (layout, offset) != (base.layout, 0):
+        offset += base.offset
+        base = base.base
     if layout == base.layout and offset == 0:
         return base
     return Value(VIEW, layout, base.dtype, base=base, offset=offset)
