@@ -22,7 +22,7 @@ from tapegrad.engine.structs import (
 )
 
 # how a step runs
-FLAT, STRIDED, PLAIN, MERGING, GUARD, CALL = range(6)
+FLAT, STRIDED, PLAIN, MERGING, GUARD, CALL, SAMPLES, SAMPLES_MERGING = range(8)
 
 # one step: a kernel call, a guard, or something for Python to do
 STEP = np.dtype(
@@ -33,13 +33,14 @@ STEP = np.dtype(
         ("work", "i8"),
         ("how", "i4"),
         ("moves", "i4"),  # FLAT: bit k, operand k runs along
-        ("target", "i4"),  # STRIDED: the layout looped over; GUARD: the buffer
+        ("target", "i4"),  # STRIDED: the layout looped over; GUARD: the buffer; SAMPLES: how many
         ("spare", "i4"),
         ("layout0", "i4"),  # STRIDED: of the result, 0 where absent, as of the three operands
         ("layout1", "i4"),
         ("layout2", "i4"),
         ("layout3", "i4"),
-        ("expected", "i8"),  # GUARD: address of the bytes that were there
+        # GUARD: address of the bytes that were there; SAMPLES: of a count, then pairs of a buffer and bytes from a sample to the next
+        ("expected", "i8"),
     ],
     align=True,
 )
@@ -76,6 +77,24 @@ def _differs(data, expected, nbytes):
 
 
 @internal_words
+def _run_samples(P, program, k):
+    # a kernel once a sample, its buffers moved on in between and back at the end
+    s = state_at(P)
+    step = step_at(program_at(program).steps + k * STEP_SIZE)
+    table = i64(step.expected)
+    samples = 0
+    while samples < step.target and s.failure == 0:
+        call_kernel(step.kernel, P, step.row, 0, step.items)
+        if step.how == SAMPLES_MERGING:
+            call_kernel(step.kernel, P, step.row, -1, step.items)
+        samples += 1
+        for q in range(table[0]):
+            buffer_of(P, table[1 + 2 * q]).data += table[2 + 2 * q]
+    for q in range(table[0]):
+        buffer_of(P, table[1 + 2 * q]).data -= samples * table[2 + 2 * q]
+
+
+@internal_words
 def _run_steps(P, program, start):
     s = state_at(P)
     p = program_at(program)
@@ -105,7 +124,10 @@ def _run_steps(P, program, start):
         elif how == CALL:
             p.stopped = k
             return FOR_PYTHON
-        run_kernel(P, step.kernel, step.row, items, step.work)
+        if how >= SAMPLES:
+            _run_samples(P, program, k)
+        else:
+            run_kernel(P, step.kernel, step.row, items, step.work)
         if how == MERGING:
             call_kernel(step.kernel, P, step.row, -1, items)
         if s.failure:

@@ -389,10 +389,10 @@ def run_in_lanes(
     if not done:
         raise MemoryError(f"{op.name}: no memory for a batch of {size} samples")
     present = [t._id for t in values if t is not None]
+    attach(result._id).context = _LanesContext(_Call(kernel, values, batched, size))
     rt.record_on(_S, lanes_op.code, result._id, 0, 0, 8, rt.attributes(len(present), *present))
     if not rt.ops[op.code]["differentiable"]:
         rt.set_flag(_S, result._id, structs.REQUIRES_GRAD, 0)
-    attach(result._id).context = _LanesContext(_Call(kernel, values, batched, size))
     return result, filled
 
 
@@ -409,7 +409,7 @@ def _first_sample(t: Tensor | None, layout: int, batched: bool, steps: np.ndarra
         elif batched or rt.look(_S, t._id, LOOK_META) >> 16 != layout:
             memory = empty(((source.shape[0] if batched else 1) * reach,), source.dtype)
             spread = memory.as_strided(((source.shape[0],) if batched else (1,)) + tuple(shape), (reach, *strides), 0)
-            spread._address_array()[...] = source._address_array()
+            spread._memory_array()[...] = source._memory_array()
             source = memory
         if batched:
             steps[slot] = reach * source.itemsize

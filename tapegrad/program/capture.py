@@ -48,6 +48,7 @@ from tapegrad.program.values import (
     Code,
     Guard,
     Instruction,
+    Samples,
     Step,
     Value,
     constant_of,
@@ -315,12 +316,14 @@ class Capture:
         op = row.op
         if op is filled_op or op is function_op or op is output_op or (op is clone and k in self.values):
             return  # known from what else was recorded: fillings from the kernel's row, results of functions from their bodies
-        if op is lanes_op or op is loop_op:
-            name = call_of(k).kernel.op.name if op is lanes_op else "a function that reads values"
+        if op is loop_op:
             raise RuntimeError(
-                f"compile: {name}, which vmap runs once a sample ({_line()}), cannot be recorded; compile the function that is mapped, "
-                "not the one that maps it"
+                f"compile: a function that reads values, which vmap calls once a sample ({_line()}), cannot be recorded; compile the function "
+                "that is mapped, not the one that maps it"
             )
+        if op is lanes_op:
+            self._define(k, self._once_a_sample(row, k))
+            return
         ids = operands(row)
         fills = tuple(p for p in getattr(op, "fills", ()) if row.inputs[p])
         values = [None if not q or p in fills else self.value(q) for p, q in enumerate(ids)]
@@ -369,6 +372,46 @@ class Capture:
                 laid.append(None if v is None else self.as_laid(v, layout))
         extra = tuple(v for v in laid[3:] if v is not None)
         self.steps.append(Instruction(op, tuple(laid[:3]), out, extra, tuple(row.words), fills, line=_line()))
+        return out
+
+    def _once_a_sample(self, row: Row, k: int) -> Value:
+        # a kernel that vmap runs on each sample
+        kernel, operands_of, batched, size = call_of(k)
+        ids = iter(row.extra)
+        values: list[Value | None] = []
+        layouts, moves = [kernel.out], [layout_facts(kernel.out)[0].numel()]
+        for p, (t, layout, b) in enumerate(zip(operands_of, kernel.layouts, batched, strict=True)):
+            layouts.append(layout)
+            if t is None:
+                values.append(None)
+                moves.append(0)
+                continue
+            q = next(ids)
+            shape, strides, _ = layout_facts(layout)
+            reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if shape.numel() else 0
+            moves.append(reach if b else 0)
+            if p in kernel.fills:
+                filled = Value(COMPUTED, rt.layout((size, *shape)), t.dtype)
+                self._define(q, filled)
+                values.append(filled)
+            else:
+                whole = rt.strided_layout((size, *shape), (reach, *strides)) if b else layout
+                values.append(self.as_laid(self.value(q), whole))
+        out = Value(COMPUTED, rt.layout((size, *layout_facts(kernel.out)[0])), kernel.dtype)
+        samples = Samples(size, tuple(layouts), tuple(moves))
+        extra = tuple(v for v in values[3:] if v is not None)
+        self.steps.append(
+            Instruction(
+                kernel.op,
+                tuple(values[:3]),
+                out,
+                extra,
+                tuple(kernel.words),
+                tuple(kernel.fills),
+                samples=samples,
+                line=_line(),
+            )
+        )
         return out
 
     # what Python looks at

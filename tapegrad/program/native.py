@@ -13,13 +13,25 @@ import numba
 import numpy as np
 
 from tapegrad.engine import structs
-from tapegrad.engine.programs import CALL, FLAT, FOR_PYTHON, GUARD, MERGING, PLAIN, PROGRAM, STEP, STRIDED
+from tapegrad.engine.programs import (
+    CALL,
+    FLAT,
+    FOR_PYTHON,
+    GUARD,
+    MERGING,
+    PLAIN,
+    PROGRAM,
+    SAMPLES,
+    SAMPLES_MERGING,
+    STEP,
+    STRIDED,
+)
 from tapegrad.engine.record import PARALLEL_WORK
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._rule import Op, Pointwise
 from tapegrad.program.memory import planned
-from tapegrad.program.values import CONSTANT, VIEW, Call, Code, Guard, Instruction, Value
+from tapegrad.program.values import CONSTANT, VIEW, Call, Code, Guard, Instruction, Samples, Value
 from tapegrad.tensor import layout_facts
 
 _S = rt.S
@@ -109,6 +121,8 @@ class Native:
             return self._place(step)
         if isinstance(step.op, Pointwise):
             return [self._pointwise(step.op, step.inputs, step.out)]
+        if step.samples is not None:
+            return [self._once_a_sample(step, step.samples)]
         ids = [self._id(v) for v in step.extra]
         items, work, *own = step.words
         key = step.inputs[0].dtype.code if step.inputs[0] is not None else 0
@@ -125,6 +139,37 @@ class Native:
                 "how": MERGING if items < 0 else PLAIN,
             }
         ]
+
+    def _once_a_sample(self, step: Instruction, samples: Samples) -> dict[str, int]:
+        # the row is that of the first sample; a table says which buffers go on to the next, by how many bytes
+        first: list[Value | None] = []
+        table = []
+        wholes = (step.out, *step.inputs, *step.extra)
+        for whole, layout, move in zip(wholes, samples.layouts, samples.moves, strict=True):
+            if whole is None:
+                first.append(None)
+                continue
+            sample = Value(VIEW, layout, whole.dtype, base=whole)
+            first.append(sample)
+            if move:
+                table += [self._id(sample), move * whole.dtype.itemsize]
+        out, inputs, extra = first[0], tuple(first[1:4]), first[4:]
+        assert out is not None
+        items, work, *own = step.words
+        if items < 0:
+            self._scratch = max(self._scratch, -items * 8)
+        key = out.dtype.code if inputs[0] is None else inputs[0].dtype.code
+        words = [len(extra), *(self._id(v) for v in extra), items, work, *own]
+        moves = np.array([len(table) // 2, *table], np.int64)
+        self._keep.append(moves)
+        return {
+            "kernel": kernel_of(step.op, key),
+            "row": self._row(step.op, inputs, out, words),
+            "items": abs(items),
+            "how": SAMPLES_MERGING if items < 0 else SAMPLES,
+            "target": samples.size,
+            "expected": address_of_array(moves),
+        }
 
     def _place(self, step: Instruction) -> list[dict[str, int]]:
         # the whole, unless it is there already, then the part

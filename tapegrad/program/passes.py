@@ -98,7 +98,7 @@ def without_repetition(code: Code) -> Code:
             steps.append(step)
             continue
         operands = (*step.inputs, *step.extra)
-        key = (step.op, operands, step.words, step.place, step.out.layout, step.out.dtype)
+        key = (step.op, operands, step.words, step.place, step.samples, step.out.layout, step.out.dtype)
         first = known.setdefault(key, step.out)
         if first is step.out:
             steps.append(step)

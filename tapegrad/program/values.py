@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,20 @@ def view_of(base: Value, layout: int, offset: int) -> Value:
     return Value(VIEW, layout, base.dtype, base=base, offset=offset)
 
 
+class Samples(NamedTuple):
+    """How the kernel of an instruction runs once a sample.
+
+    Attributes:
+        size: number of samples.
+        layouts: of one sample's result, then of its operands, 0 where absent.
+        moves: elements from one sample to the next, of each; 0 where it is the same for all.
+    """
+
+    size: int
+    layouts: tuple[int, ...]
+    moves: tuple[int, ...]
+
+
 @dataclasses.dataclass(eq=False)
 class Instruction:
     """One operation of a program.
@@ -107,6 +121,7 @@ class Instruction:
         words: attributes of an op with a kernel of its own: work items, work of one, and the op's own.
         fills: positions of `inputs` that the kernel fills beside its result.
         place: of a write to a part of a value, the layout and offset of that part; the operands are the whole and the part.
+        samples: if the kernel runs once a sample, how.
         line: of the source, where known.
     """
 
@@ -117,6 +132,7 @@ class Instruction:
     words: tuple[int, ...] = ()
     fills: tuple[int, ...] = ()
     place: tuple[int, int] | None = None
+    samples: Samples | None = None
     line: str = ""
 
     def operands(self) -> Iterator[Value]:
