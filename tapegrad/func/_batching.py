@@ -409,7 +409,7 @@ def _first_sample(t: Tensor | None, layout: int, batched: bool, steps: np.ndarra
         elif batched or rt.look(_S, t._id, LOOK_META) >> 16 != layout:
             memory = empty(((source.shape[0] if batched else 1) * reach,), source.dtype)
             spread = memory.as_strided(((source.shape[0],) if batched else (1,)) + tuple(shape), (reach, *strides), 0)
-            spread._address_array()[...] = source._address_array()
+            spread._memory_array()[...] = source._memory_array()
             source = memory
         if batched:
             steps[slot] = reach * source.itemsize

@@ -50,7 +50,7 @@ class _Capture(Capture):
     def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
         """Refuse what would be computed of the first sample only."""
         if sampling.differ(tensors):
-            raise Unrecordable(f"{function.__name__} of values that differ between samples")
+            raise Unrecordable("a NumPy function of values that differ between samples")
         return super().computed(function, tensors)
 
     def drawn(self, draw: Any, generator: Any) -> Tensor:

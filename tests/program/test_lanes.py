@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+import tapegrad.nn.functional as F
 from tapegrad.engine.runtime import rt
 from tapegrad.program import Lanes
 from tests.test_higher_order import CASES as DIFFERENTIABLE
@@ -168,6 +169,18 @@ FACTOR = 1.0
 TRIPLE = tg.vmap(tg.compile(lambda x: x * FACTOR))
 
 
+def test_a_program_of_a_map_over_kernels():
+    def mapped(x):
+        return tg.vmap(tg.func.grad(lambda r: (tg.outer(r, r).tril() @ r.flip(0)).sum()))(x * 2)
+
+    x = tg.from_numpy(samples(6, 4))
+    compiled = tg.compile(mapped)
+    for k in (1.0, 0.5):
+        agree(compiled(x * k), mapped(x * k))
+    assert compiled.stats()["captures"] == 1
+    assert compiled.stats()["guards"] == 0
+
+
 class TestTransformations:
     def test_derivatives(self):
         x = tg.from_numpy(samples(30, 3))
@@ -302,6 +315,24 @@ class TestLanes:
         for out in ([np.empty(3)], [np.empty((4, 5), np.float32)], [], [np.empty((4, 10))[:, ::2]]):
             with pytest.raises(ValueError, match=r"out must be contiguous arrays .* float64\[4, 5\]"):
                 lanes(samples(4), out=out)
+
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: tg.cat([x, x.flip(0) * 2]).roll(3).prod(),
+            lambda x: (tg.outer(x, x).mT.tril() @ tg.diag(x)).cummax(0).values.sum(),
+            lambda x: F.mse_loss(x[1:], x[:-1]) + F.huber_loss(x, x.flip(0), reduction="none").prod(),
+            lambda x: F.pad(tg.outer(x, x), (1, 2), value=3.0).logcumsumexp(1).trace(),
+            lambda x: tg.stack([x, x * 2]).mT.reshape(2, 5).triu().sum() if x[0] > 0.5 else tg.outer(x, x).trace(),
+        ],
+    )
+    def test_kernels_that_run_once_a_sample_are_recorded(self, f):
+        lanes = Lanes(tg.func.grad(f))
+        for size in (70, 71):
+            x = samples(size)
+            expected = np.stack([tg.func.grad(f)(tg.from_numpy(row)).numpy() for row in x])
+            np.testing.assert_allclose(lanes(x), expected, rtol=1e-9, atol=1e-9)
+        assert lanes.programs()
 
     def test_what_cannot_be_recorded_is_mapped(self):
         lanes = Lanes(lambda x: x[x.argsort()])
