@@ -91,7 +91,7 @@ def black_scholes() -> dict[str, Callable[[], Job]]:
 
         run = torch.func.vmap(torch.func.grad_and_value(_black_scholes(torch, torch.erf), every))
         given = [torch.from_numpy(d) for d in data]
-        return lambda: run(*given)
+        return lambda: run(*given)[::-1]
 
     def hand_written() -> Job:
         import numba

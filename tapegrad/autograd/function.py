@@ -11,7 +11,7 @@ from tapegrad import errors
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.context import FunctionCtx
 from tapegrad.autograd.rows import Row, RowOp, dtype_of, grad_name_of, handle, output_number, shape_of
-from tapegrad.autograd.sampling import differ, is_sampling
+from tapegrad.autograd.sampling import differ, is_sampling, users_forward
 from tapegrad.autograd.under_way import current_sweep
 from tapegrad.creation import zeros
 from tapegrad.engine import structs
@@ -314,7 +314,7 @@ class Function:
         given = [untraced(a) if opaque and isinstance(a, Tensor) else a for a in args]
         setup: Callable[[Sequence[Any]], None] | None = None
         operands = [handle(t._id) for t in tensors] if traced else tensors  # which forward may write to
-        with set_grad_enabled(False):
+        with set_grad_enabled(False), users_forward():
             result = cls.forward(*(() if parted else (context,)), *given, **named)
             outputs = result if isinstance(result, tuple) else (result,)
             if parted and traced:

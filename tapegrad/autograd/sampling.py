@@ -18,6 +18,7 @@ from tapegrad.autograd.watching import seeing_writes
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_OP, LOOK_STORAGE
+from tapegrad.grad_mode import is_grad_enabled
 from tapegrad.ops import _reading
 from tapegrad.tensor import Tensor
 
@@ -89,6 +90,17 @@ def one_sample() -> Iterator[None]:
         yield
     finally:
         _local.samples = before
+
+
+@contextlib.contextmanager
+def users_forward() -> Iterator[None]:
+    """What this thread runs is a user's `forward`, which has no gradients of its own to lose."""
+    before = getattr(_local, "forward", False)
+    _local.forward = True
+    try:
+        yield
+    finally:
+        _local.forward = before
 
 
 def is_sampling() -> bool:
@@ -197,6 +209,11 @@ def check_write(target: Tensor, sources: Sequence[Any]) -> None:
                 "that was made outside of the mapped function, which has no place for each sample's. Make the tensor to write to inside "
                 "of the function, for example by clone() or tapegrad.zeros_like(), or return the values."
             )
+    if is_sampling() and not is_grad_enabled() and whole.requires_grad and not getattr(_local, "forward", False):
+        raise RuntimeError(
+            f"vmap: a tensor of shape {list(whole.shape)} that requires grad was to be written to in place under no_grad inside of the mapped "
+            "function, whose results would lose their gradient. Write outside of no_grad, or to a detached clone()."
+        )
     if is_sampling() and rt.look(_S, whole._id, LOOK_OP) == structs.DETACHED:
         raise RuntimeError(_SHARED.format(shape=list(whole.shape)))
 

@@ -128,6 +128,9 @@ class Batch:
         result, filled = run_in_lanes(kernel_of(row), tensors, batched, self.size)
         for p, t in filled.items():
             self.values[ids[p]] = t
+        refuse = getattr(op, "refuse_samples", None)
+        if refuse is not None:
+            refuse(tensors[1], filled[2])
         return result
 
     def _operand(self, k: int) -> tuple[Tensor, bool]:
@@ -370,6 +373,8 @@ def run_in_lanes(
     for p in kernel.fills:
         shape = layout_facts(kernel.layouts[p])[0]
         filled[p] = values[p] = empty((size, *shape), values[p].dtype)  # type: ignore[union-attr]
+        if hasattr(op, "refuse_samples"):
+            values[p]._memory_array()[:, -1] = 0  # type: ignore[union-attr]
         batched[p] = True
     result = empty((size, *layout_facts(kernel.out)[0]), kernel.dtype)
     steps = np.zeros(4 + max(len(values) - 3, 0), np.int64)

@@ -399,6 +399,20 @@ def _class_loss(op: Any, input: Any, target: Any, weight: Any, ignore_index: int
 _OUT_OF_BOUNDS = "Target {} is out of bounds."
 
 
+def _refuse_classes(target: Tensor, kept: Tensor) -> None:
+    """Refuse the classes of a batch of samples of which kernels noted in `kept` that one is out of bounds.
+
+    Raises:
+        IndexError: for the first such class.
+    """
+    flags = kept._memory_array()[:, -1]
+    if flags.any():
+        sample = int(np.flatnonzero(flags)[0])
+        several = target._memory_array().size * 2 + 2 != kept.shape[1]  # else the classes are the same for all samples
+        classes = target._memory_array()[sample] if several else target._memory_array()
+        raise IndexError(_OUT_OF_BOUNDS.format(int(classes.reshape(-1)[int(flags[sample]) - 1])))
+
+
 def _classes_within(target: np.ndarray, classes: int, ignored: int) -> np.ndarray:
     wrong = target[((target < 0) | (target >= classes)) & (target != ignored)]
     if wrong.size:
@@ -455,6 +469,7 @@ def _class_op(function: Callable, fused: bool, reference: Any) -> Select:
     op.reverse_kernel(kernels.class_reverse)
     op.fused = fused
     op.planes = op.twin(f"{op.name}_planes", "NllLoss2DBackward0")
+    op.refuse_samples = op.planes.refuse_samples = _refuse_classes
     return op
 
 

@@ -567,3 +567,23 @@ def test_threads_map_at_once():
         for k, found in enumerate(pool.map(worker, range(8))):
             assert found == [(x * 10 * k).tolist()] * 5
     assert_usable()
+
+
+def test_a_class_out_of_bounds_in_any_sample_is_refused():
+    targets = tg.tensor([[0, 1], [0, 9], [0, 1]])
+    for given, dims in ((targets, (0, 0)), (targets[1], (0, None))):
+        with pytest.raises(IndexError, match="Target 9 is out of bounds"):
+            tg.vmap(tg.nn.functional.cross_entropy, in_dims=dims)(tg.zeros(3, 2, 4), given)
+
+
+def test_a_write_under_no_grad_that_would_lose_the_gradient_is_refused():
+    w = tg.ones(2, requires_grad=True)
+
+    def f(x):
+        y = x * w
+        with tg.no_grad():
+            y.mul_(2)
+        return y
+
+    with pytest.raises(RuntimeError, match="under no_grad inside of the mapped function"):
+        tg.vmap(f)(tg.ones(3, 2))
