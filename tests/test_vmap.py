@@ -225,3 +225,17 @@ def test_refusals(text):
     with pytest.raises((RuntimeError, ValueError), match=REFUSED[text]):
         tg.vmap(call)(*map(tg.tensor, batches))
     assert int(rt.state.trace_mask) == 0
+
+
+def test_a_value_between_two_writes():
+    def between(x):
+        y = tg.zeros(3) + 5
+        y[0] = x[0]
+        total = y.sum()
+        y[1] = x[1] * 2
+        return total * y[1]
+
+    x = tg.tensor([[0.9, 0.8], [0.2, 0.3]])
+    for mapped in (between, tg.func.grad(between)):
+        expected = np.stack([mapped(row).numpy() for row in x])
+        np.testing.assert_allclose(tg.vmap(mapped)(x).numpy(), expected, rtol=1e-6)

@@ -30,6 +30,10 @@ _local = threading.local()
 map_samples: Callable[[Callable, Sequence[Any], Sequence[bool], int], list[Any]] | None = None
 
 
+class SteeredByValues(RuntimeError):
+    """Values that differ between samples were asked for where one run stands for all."""
+
+
 class _Sample:
     """A run of a function on the first sample of a batch.
 
@@ -152,7 +156,7 @@ def refuse_reading(t: Tensor) -> None:
     if reads is not None:
         reads.append(t)
     elif is_sampling() and is_traced(t):
-        raise RuntimeError(
+        raise SteeredByValues(
             f"vmap: the values of a tensor of shape {list(t.shape)} that differs between samples were asked for (by .item(), an `if`, "
             "float(), indexing with it, NumPy ...). Inside vmap a function runs once for all samples, so values cannot steer it: use "
             "tapegrad.where or masks, or loop over the samples."
@@ -191,7 +195,7 @@ def refuse_data(t: Tensor, message: str) -> None:
 
 
 def check_write(target: Tensor, sources: Sequence[Any]) -> None:
-    """Refuse a write to memory that holds one sample's values only, or that a trace sees under two names.
+    """Refuse a write to memory that holds one sample's values only, or that a trace sees under two names; keep what it replaces.
 
     Args:
         target: the tensor to be written to.
@@ -209,6 +213,8 @@ def check_write(target: Tensor, sources: Sequence[Any]) -> None:
                 "that was made outside of the mapped function, which has no place for each sample's. Make the tensor to write to inside "
                 "of the function, for example by clone() or tapegrad.zeros_like(), or return the values."
             )
+        if sample.differs(sources) and not sample.differs([whole]):
+            sample.batch.before[whole._id] = whole.clone()  # type: ignore[attr-defined]
     if is_sampling() and not is_grad_enabled() and whole.requires_grad and not getattr(_local, "forward", False):
         raise RuntimeError(
             f"vmap: a tensor of shape {list(whole.shape)} that requires grad was to be written to in place under no_grad inside of the mapped "

@@ -54,6 +54,7 @@ class Batch:
         self.values: dict[int, Tensor] = {}
         self.guards: list[tuple[Tensor, bytes]] | None = None
         self.lifetimes: list[weakref.ref] = []
+        self.before: dict[int, Tensor] = {}  # by buffer, what was the same for all samples until it was written to
         self.keep: list[Tensor] = []  # samples made inside the function, whose ids must last
 
     def run(self, rows: Iterable[Row]) -> None:
@@ -73,7 +74,7 @@ class Batch:
     def reach(self, ends: Sequence[int]) -> None:
         """Run what leads to some buffers, for all samples."""
         given = dict(self.values)
-        graph = Graph(list(given), ends, list(given.values()), True)
+        graph = Graph(list(given), ends, [*given.values(), *self.before.values()], True)
 
         def compute() -> dict[int, Tensor]:
             self.values = dict(given)
@@ -159,7 +160,11 @@ class Batch:
         return show_elements(base, self._lifted(row.words[0], step), row.words[1])
 
     def _written_base(self, row: Row) -> Tensor:
-        base = self.repeated(row.inputs[0]).clone()  # type: ignore[attr-defined]
+        first = row.inputs[0]
+        if first in self.values or first not in self.before:
+            base = self.repeated(first).clone()  # type: ignore[attr-defined]
+        else:
+            base = self.repeated(self.before[first]._id).clone()  # type: ignore[attr-defined]
         part = show_elements(base, self._lifted(row.words[0], shape_of(row.inputs[0]).numel()), row.words[1])
         part.copy_(self.repeated(row.inputs[1]))
         return base

@@ -184,7 +184,12 @@ class _Run:
         try:
             self._compute()
         except _Unfit:
-            return self.lanes._mapped(self.call, self.out)
+            try:
+                return self.lanes._mapped(self.call, self.out)
+            except sampling.SteeredByValues:
+                if any(t.requires_grad for t in self.call.values if isinstance(t, Tensor)):
+                    raise
+                self._one_by_one(np.arange(self.call.size))
         if self.out is not None:
             return self.out
         assert self.structure is not None

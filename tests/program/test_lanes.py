@@ -296,8 +296,48 @@ class TestBranches:
     def test_gradients_to_outside_are_refused(self):
         w = tg.tensor(2.0, requires_grad=True)
         f = tg.compile(lambda x: w * x if x > 0 else x)
-        with pytest.raises(RuntimeError, match="values cannot steer it"):
+        with pytest.raises(RuntimeError, match="the results carry gradients to tensors outside of the mapped function"):
             tg.vmap(f)(tg.tensor([1.0, -1.0]))
+
+
+def after_a_write(x):
+    y = tg.zeros(3, dtype=x.dtype)
+    y[0] = x[0]
+    if y.sum() > 0.5:
+        y[1] = x[1] * 2
+    return (y * y).sum()
+
+
+def by_a_detached_value(x):
+    with tg.no_grad():
+        y = (x * x).sum()
+    return x.sum() if y > 1.5 else x.detach().sin().sum() * x[0]
+
+
+def by_a_gradient(x):
+    return x.sum() if tg.func.grad(lambda z: (z**3).sum())(x)[0] > 1 else x.sin().sum()
+
+
+def by_an_order(x):
+    values, where = x.sort()
+    return values.sum() * 2 if where[0] == 0 else values.prod()
+
+
+def by_a_norm(x):
+    n = 0
+    while x.norm() > 0.5 and n < 10:
+        x, n = x * 0.7, n + 1
+    return x.sum() * n
+
+
+@pytest.mark.parametrize(
+    "f", [after_a_write, by_a_detached_value, by_a_gradient, by_an_order, by_a_norm, lambda x: x[int(x.argmax())] * 2]
+)
+def test_what_steers_is_told_apart(f):
+    x = samples(50, 3)
+    values, grads = tg.vmap(tg.value_and_grad(tg.compile(f)))(x)
+    for k in range(50):
+        agree([values[k], grads[k]], tg.value_and_grad(f)(tg.from_numpy(x[k])))
 
 
 class TestLanes:
