@@ -181,6 +181,12 @@ def test_a_program_of_a_map_over_kernels():
     assert compiled.stats()["guards"] == 0
 
 
+def test_a_program_of_a_map_over_other_labels_is_refused():
+    compiled = tg.compile(lambda x, j: tg.vmap(F.cross_entropy)(x, j))
+    with pytest.raises(RuntimeError, match="values that differ between the samples of vmap"):
+        compiled(tg.ones(3, 4), tg.tensor([0, 2, 1]))
+
+
 class TestTransformations:
     def test_derivatives(self):
         x = tg.from_numpy(samples(30, 3))
