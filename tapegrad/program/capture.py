@@ -20,6 +20,7 @@ import tapegrad
 from tapegrad import dtypes, errors, random
 from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
+from tapegrad.autograd.sampling import differ
 from tapegrad.autograd.tracing import noting, recorder_of_thread, transforming
 from tapegrad.autograd.watching import intercepting, unwatched
 from tapegrad.creation import from_copy
@@ -395,7 +396,16 @@ class Capture:
         return True
 
     def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
-        """Have each run call a NumPy function of values."""
+        """Have each run call a NumPy function of values.
+
+        Raises:
+            RuntimeError: inside `vmap`, if the values differ between samples: it would be called for the first one only.
+        """
+        if differ(tensors):
+            raise RuntimeError(
+                f"compile: a NumPy function of values that differ between the samples of vmap ({_line()}) cannot be recorded; compile the "
+                "function that is mapped, not the one that maps it"
+            )
         arrays = [t._memory_array() for t in tensors]
         for array in arrays:
             array.flags.writeable = False

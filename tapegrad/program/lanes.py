@@ -47,12 +47,6 @@ class Unrecordable(RuntimeError):
 
 class _Capture(Capture):
     # a function while it runs on the first sample of a block
-    def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
-        """Refuse what would be computed of the first sample only."""
-        if sampling.differ(tensors):
-            raise Unrecordable("a NumPy function of values that differ between samples")
-        return super().computed(function, tensors)
-
     def drawn(self, draw: Any, generator: Any) -> Tensor:
         """Refuse random numbers."""
         raise Unrecordable("random numbers")

@@ -181,6 +181,15 @@ def test_a_program_of_a_map_over_kernels():
     assert compiled.stats()["guards"] == 0
 
 
+def test_a_program_of_a_map_over_other_labels():
+    def mapped(x, j):
+        return tg.vmap(F.cross_entropy)(x, j)
+
+    compiled, x = tg.compile(mapped), tg.from_numpy(samples(3, 4))
+    for labels in ([0, 2, 1], [3, 3, 0]):
+        agree(compiled(x, tg.tensor(labels)), mapped(x, tg.tensor(labels)))
+
+
 class TestTransformations:
     def test_derivatives(self):
         x = tg.from_numpy(samples(30, 3))
