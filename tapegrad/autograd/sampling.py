@@ -300,3 +300,4 @@ def _recorder_of_whole_values() -> Recorder | None:
 random.draw_samples = random_samples
 _reading.recorder_of_thread = _recorder_of_whole_values
 _reading.check_write = check_write
+_reading.is_sampling = is_sampling

@@ -19,8 +19,9 @@ once_a_sample: Callable[[Callable, tuple, dict], Any] | None = None
 check_write: Callable[[Tensor, Sequence[Any]], None] | None = None
 # set by tapegrad.autograd: who records what this thread computes into a program, None where nobody does
 recorder_of_thread: Callable[[], Any] = lambda: None
-# how many threads run a function on the first sample of a batch
+# how many threads run a function on the first sample of a batch, and whether this one does
 sampling = 0
+is_sampling: Callable[[], bool] = lambda: False
 
 
 def holds_traced(values: Any) -> bool:

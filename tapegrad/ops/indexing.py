@@ -451,7 +451,8 @@ def _setitem(self: Tensor, key: Any, value: Any) -> None:
         value = constant(value.item() if isinstance(value, np.generic) else value, self.dtype)
     if key is False:
         return
-    if _reading.sampling and _reading.holds_tensor(key) and _reading.holds_traced((self, key, value)):
+    sampling = _reading.sampling and _reading.is_sampling()
+    if sampling and _reading.holds_tensor(key) and _reading.holds_traced((self, key, value)):
         assign(self, _with_elements(self, key, value))
         return
     tokens, arrays = _parsed(self, key if type(key) is tuple else (key,))
