@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ACCURACY = re.compile(r"^accuracy (\d+\.\d)%", re.MULTILINE)
 LEAST = {"digits_network": 95, "logistic_regression": 85}
-PICTURED = ("bundle_adjustment", "influential_images", "ode_sensitivity", "portfolio_greeks")
+PICTURED = (
+    "bundle_adjustment",
+    "hamiltonian_monte_carlo",
+    "influential_images",
+    "ode_sensitivity",
+    "portfolio_greeks",
+)
 
 
 def test_there_are_examples():
