@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tapegrad import dtypes
 from tapegrad.autograd import tracing
 from tapegrad.autograd.rows import Row, RowOp, handle, operands
 from tapegrad.autograd.sampling import watching_reads
@@ -275,17 +276,11 @@ def _nowhere(place: Geometry) -> None:
 
 
 def _view_plan(row: Row) -> ViewPlan:
-    base, size = row.inputs[0], _itemsize(row.meta)
-    offset = (rt.look(_S, row.out, LOOK_DATA) - rt.look(_S, base, LOOK_DATA)) // size
+    distance = rt.look(_S, row.out, LOOK_DATA) - rt.look(_S, row.inputs[0], LOOK_DATA)
+    offset = distance // dtypes.ALL[row.meta & 0xFF].itemsize
     shape, strides, _ = layout_facts(row.words[0])
     where = Geometry(tuple(shape), strides, row.words[1])
     return ViewPlan(row.op.code, row.meta >> 16, offset, row.words[0], row.words[1], where)
-
-
-def _itemsize(meta: int) -> int:
-    from tapegrad import dtypes
-
-    return dtypes.ALL[meta & 0xFF].itemsize
 
 
 def _check(row: Row) -> None:

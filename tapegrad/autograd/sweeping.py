@@ -42,7 +42,11 @@ _ONE_ADDRESSES = tuple(int(a.ctypes.data) for a in _ONES)
 
 
 def from_scalar(root: Tensor, retain: bool) -> None:
-    # the usual case, in one call into compiled code
+    """Sweep from one root to the leaves: the usual case, in one call into compiled code.
+
+    Raises:
+        RuntimeError: if the root has more than one element.
+    """
     k = root._id
     meta = rt.look(_S, k, LOOK_META)
     if meta >> 16 != SCALAR and math.prod(layout_facts(meta >> 16)[0]) != 1:
@@ -156,13 +160,15 @@ def run_plain(
     roots: Sequence[Tensor], gradients: Sequence[Tensor | None], retain: bool, wanted: Sequence[Tensor]
 ) -> list[Tensor | None] | None:
     """As `run` without a graph, where compiled code finds nothing out of the ordinary in the arguments; else None, with nothing done."""
-    if len(gradients) != len(roots) or _compiled or not _turn.acquire(blocking=False):
-        return None
     try:
         starts = [0 if g is None else g._id for g in gradients]
-        return _sweep_wanted([t._id for t in roots], starts, retain, [t._id for t in wanted], True)
+        first, last = [t._id for t in wanted], [t._id for t in roots]
     except AttributeError:  # something is no tensor
         return None
+    if len(starts) != len(last) or _compiled or not _turn.acquire(blocking=False):
+        return None
+    try:
+        return _sweep_wanted(last, starts, retain, first, True)
     finally:
         _turn.release()
 

@@ -464,3 +464,19 @@ def test_nodes_are_the_same_as_long_as_somebody_holds_them():
     y.mul_(2)
     assert y.grad_fn is not first
     assert y.grad_fn.next_functions[0][0] is first
+
+
+def test_what_a_hook_raises_is_raised_once_whatever_it_is():
+    x = tg.tensor([1.0, 2.0], requires_grad=True)
+    y = x * x
+    calls = []
+
+    def hook(g):
+        calls.append(g)
+        raise AttributeError("the hook's own")
+
+    handle = y.register_hook(hook)
+    with pytest.raises(AttributeError, match="the hook's own"):
+        tg.autograd.grad(y.sum(), x)
+    assert len(calls) == 1
+    handle.remove()
