@@ -76,19 +76,23 @@ def _tell(name: str, given: tuple, k: int, watchers: tuple, interceptors: tuple[
 
 
 @contextlib.contextmanager
-def watching(watcher: Callable[[int, int], None]) -> Iterator[None]:
-    """Have ``watcher(index of the row, id of its result)`` called for what this thread records within the block.
-
-    What it raises is raised by the operation, which is then not recorded.
-    """
-    before = getattr(_local, "watchers", ())
-    _local.watchers = (*before, watcher)
+def _seen_by(kind: str, who: Any) -> Iterator[None]:
+    before = getattr(_local, kind, ())
+    setattr(_local, kind, (*before, who))
     _count(1, 0)
     try:
         yield
     finally:
-        _local.watchers = before
+        setattr(_local, kind, before)
         _count(-1, 0)
+
+
+def watching(watcher: Callable[[int, int], None]) -> contextlib.AbstractContextManager[None]:
+    """Have ``watcher(index of the row, id of its result)`` called for what this thread records within the block.
+
+    What it raises is raised by the operation, which is then not recorded.
+    """
+    return _seen_by("watchers", watcher)
 
 
 @contextlib.contextmanager
@@ -101,17 +105,9 @@ def seeing_writes() -> Iterator[None]:
         _count(0, -1)
 
 
-@contextlib.contextmanager
-def intercepting(interceptor: Interceptor) -> Iterator[None]:
+def intercepting(interceptor: Interceptor) -> contextlib.AbstractContextManager[None]:
     """Have an interceptor see the calls of this thread within the block; the innermost is asked first."""
-    before = getattr(_local, "interceptors", ())
-    _local.interceptors = (*before, interceptor)
-    _count(1, 0)
-    try:
-        yield
-    finally:
-        _local.interceptors = before
-        _count(-1, 0)
+    return _seen_by("interceptors", interceptor)
 
 
 def is_watched() -> bool:

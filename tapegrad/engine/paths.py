@@ -38,24 +38,29 @@ ROW_WORDS = 1024
 
 
 @internal_words
+def inputs_on_paths(S, address, bit):
+    """The need mask of the row at an address, less the operands that do not bear a bit of `mark`."""
+    r = row_at(address)
+    need = r.need
+    inputs = i32(address + ROW_INPUTS_OFFSET)
+    for k in range(3):
+        if need >> k & 1 and not buffer_of(S, inputs[k]).mark & bit:
+            need &= ~(1 << k)
+    if need & 8:
+        found = False
+        for k in range(i64(r.attr)[1]):
+            found = found or buffer_of(S, i64(r.attr)[2 + k]).mark & bit != 0
+        if not found:
+            need &= ~8
+    return need
+
+
+@internal_words
 def wanted_inputs(S, index):
     """The need mask of a row, less what a selective sweep does not ask for."""
     s = state_at(S)
     address = s.rows + index * ROW_SIZE
-    r = row_at(address)
-    need = r.need
-    if s.selective:
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        for k in range(3):
-            if need >> k & 1 and not buffer_of(S, inputs[k]).mark:
-                need &= ~(1 << k)
-        if need & 8:
-            found = False
-            for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark != 0
-            if not found:
-                need &= ~8
-    return need
+    return inputs_on_paths(S, address, 1) if s.selective else row_at(address).need
 
 
 @internal_words

@@ -6,7 +6,7 @@ first graph of that structure.
 """
 
 from tapegrad.engine.modes import mode_of_thread, set_mode
-from tapegrad.engine.paths import clear_marks, mark_paths
+from tapegrad.engine.paths import clear_marks, inputs_on_paths, mark_paths
 from tapegrad.engine.record import record, record_kernel, record_view
 from tapegrad.engine.replay import free_saved
 from tapegrad.engine.structs import (
@@ -65,25 +65,6 @@ def _number_of(S, k, ids, slots):
 def _look_of(S, k):
     b = buffer_of(S, k)
     return (b.layout << 16) | ((b.flags & _SHOWN) << 8) | b.dtype
-
-
-@internal_words
-def _need_of(S, address, selective):
-    # which operands gradients flow on to
-    r = row_at(address)
-    need = r.need
-    if selective:
-        inputs = i32(address + ROW_INPUTS_OFFSET)
-        for k in range(3):
-            if need >> k & 1 and not buffer_of(S, inputs[k]).mark & _REACHES:
-                need &= ~(1 << k)
-        if need & 8:
-            found = False
-            for k in range(i64(r.attr)[1]):
-                found = found or buffer_of(S, i64(r.attr)[2 + k]).mark & _REACHES != 0
-            if not found:
-                need &= ~8
-    return need
 
 
 @internal_words
@@ -207,7 +188,7 @@ def describe_graph(S, given, stops, ends, others, traced, block, slots, room):
             if not r.flags & TRACED_ROW or 0 < i32(slots)[r.out] <= last_stop:
                 continue
         else:
-            need = _need_of(S, address, selective)
+            need = inputs_on_paths(S, address, _REACHES) if selective else r.need
             if need == 0:
                 continue
         n = _describe_row(S, address, need, traced, words, n, ids, slots)

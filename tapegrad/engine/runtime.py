@@ -60,7 +60,6 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         modes.mode_of_thread,
     ),
     "sharing": (
-        tape.set_mark,
         tape.mark_older,
         tape.attach,
         tape.retain_with,

@@ -480,12 +480,6 @@ def mark_older(S, value):
 
 
 @internal_words
-def set_mark(S, k, value):
-    """Mark buffer `k` as one a selective sweep must reach."""
-    buffer_of(S, k).mark = value
-
-
-@internal_words
 def set_grad(S, k, grad):
     """Make buffer `grad` (0: none) the gradient of buffer `k`, which takes over the caller's handle on it."""
     b = buffer_of(S, k)
