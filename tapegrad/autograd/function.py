@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -314,7 +315,7 @@ class Function:
         given = [untraced(a) if opaque and isinstance(a, Tensor) else a for a in args]
         setup: Callable[[Sequence[Any]], None] | None = None
         operands = [handle(t._id) for t in tensors] if traced else tensors  # which forward may write to
-        with set_grad_enabled(False), users_forward():
+        with set_grad_enabled(False), users_forward() if _reading.sampling else contextlib.nullcontext():
             result = cls.forward(*(() if parted else (context,)), *given, **named)
             outputs = result if isinstance(result, tuple) else (result,)
             if parted and traced:
