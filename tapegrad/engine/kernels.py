@@ -406,6 +406,14 @@ def _build_aside(name: str, source: str, environment: dict[str, Any], root: Path
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def is_kept(name: str, source: str, environment: dict[str, Any]) -> bool:
+    """Whether the cache on disk has function `name` of a source text."""
+    try:
+        return (cache_directory() / f"{name}-{_digest(source, environment)}" / "checksums").is_file()
+    except (OSError, Undescribable):
+        return False
+
+
 def build_callback(name: str, source: str, environment: dict[str, Any], signature: Any) -> int:
     """Address of compiled function `name` of a source text, with one signature."""
     return build(name, source, environment, lambda function, cache: Callback(function, signature, cache)).address

@@ -160,3 +160,29 @@ def run_program(S, program, addresses, start):
     for k in range(p.bind_count):
         buffer_of(P, binds[3 * k + 1]).data = given[binds[3 * k]] + binds[3 * k + 2]
     return _run_steps(P, program, start)
+
+
+@internal_words
+def run_blocks(S, program, addresses, moves, words, count):
+    """Run a program several times, on addresses that move on after each run.
+
+    Args:
+        S: the state of the tape.
+        program: address of a PROGRAM record that nobody else runs meanwhile.
+        addresses: address of the addresses of the first run; afterwards, of those that follow the last run that got to its end.
+        moves: address of the bytes by which each address moves.
+        words: number of addresses.
+        count: number of runs.
+
+    Returns:
+        As `run_program` of the first run that does not get to its end, else FINISHED.
+    """
+    given = i64(addresses)
+    step = i64(moves)
+    for _ in range(count):
+        answer = run_program(S, program, addresses, 0)
+        if answer != FINISHED:
+            return answer
+        for k in range(words):
+            given[k] += step[k]
+    return FINISHED

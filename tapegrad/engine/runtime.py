@@ -79,7 +79,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     "viewing": (record.record_view, record.record_on),
     "lanes": (lanes.run_lanes,),
     "remembered": (remembered.describe_graph, remembered.run_steps, remembered.free_rows),
-    "programs": (programs.run_program,),
+    "programs": (programs.run_program, programs.run_blocks),
     "reverse": (replay.sweep_from, replay.sweep, settle.settle),
     "selecting": (
         selective.sweep_wanted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from tapegrad import _tree
 from tapegrad.engine.programs import FINISHED
 from tapegrad.engine.runtime import rt
 from tapegrad.program.capture import Argument, Captured
+from tapegrad.program.fusion import Fusing
 from tapegrad.program.native import ALONE, Native, Replica, address_of_array
 from tapegrad.program.program import KernelRaised, address_of
 from tapegrad.program.values import Code, Guard
@@ -44,6 +45,7 @@ class Path:
     ) -> None:
         self.code, self.block, self.structure, self.tracked = code, block, structure, tracked
         self.native = Native(code)
+        self._fusing = Fusing(code)
         outputs = [Result(tuple(v.shape[1:]), v.dtype.numpy) for v in code.outputs]
         count = len(outputs) - len(looked_at)
         self.results, self.guards = outputs[:count], outputs[count:]
@@ -60,9 +62,13 @@ class Path:
             good &= (array.reshape(len(array), -1).view(np.uint8) == expected).all(1)
         return good
 
+    def kept_of_sample(self) -> int:
+        """Bytes of memory that one sample takes in a replica, which a block had better find in the cache."""
+        return max(self.native.arena // self.block, 1)
+
     def nbytes_of_sample(self) -> int:
         """Bytes of memory that one sample takes in a replica and among the results."""
-        return max((self.native.arena + sum(v.nbytes() for v in self.code.outputs)) // self.block, 1)
+        return self.kept_of_sample() + sum(v.nbytes() for v in self.code.outputs) // self.block
 
     def run(self, sources: Sequence[np.ndarray], mapped: Sequence[bool], count: int, outs: list[np.ndarray]) -> bool:
         """Run on some samples.
@@ -96,26 +102,37 @@ class Path:
             first[start + j], step[start + j] = address_of_array(array), array[:1].nbytes
             if rest:
                 last[start + j] = address_of_array(tails[j])
-        jobs = [first + n * self.block * step for n in range(count // self.block)]
+        blocks = count // self.block
+        self.replays += blocks
+        if self.replays >= self._fusing.due:
+            self._fuse()
+
+        def run(some: range) -> bool:
+            return self._run(first + some.start * self.block * step, self.block * step, len(some))
+
+        done = all(_shared_out(run, range(blocks), count * self.nbytes_of_sample() > _WORTH_THREADS))
         if rest:  # the last block begins early, so that it is whole
-            jobs.append(last)
-        self.replays += len(jobs)
-        done = all(_shared_out(self._run, jobs, count * self.nbytes_of_sample() > _WORTH_THREADS))
+            done = self._run(last, step, 1) and done
         for array, tail in zip(outs, tails, strict=bool(rest)):
             array[count - rest :] = tail[self.block - rest :]
         return done
 
-    def _run(self, jobs: Iterable[np.ndarray]) -> bool:
+    def _fuse(self) -> None:
+        code = self._fusing.ask(self.replays)
+        if code is not None:
+            self.native, self._pool = Native(code), []
+
+    def _run(self, first: np.ndarray, moves: np.ndarray, count: int) -> bool:
+        # some blocks, the first at some addresses
         try:
             replica = self._pool.pop()
         except IndexError:  # others use them all
             replica = Replica(self.native, ALONE)
-        for addresses in jobs:
-            replica.addresses[:] = addresses
-            if replica.run() != FINISHED:
-                if not isinstance(self.code.steps[replica.stopped()], Guard):
-                    raise KernelRaised
-                return False
+        replica.addresses[: len(first)] = first
+        if replica.run_blocks(moves, count) != FINISHED:
+            if not isinstance(replica.stopped(), Guard):
+                raise KernelRaised
+            return False
         self._pool.append(replica)
         return True
 
@@ -126,7 +143,7 @@ class Path:
 _workers: list[ThreadPoolExecutor] = []
 
 
-def _shared_out(function: Callable[[list], bool], jobs: list, worthwhile: bool) -> list[bool]:
+def _shared_out(function: Callable[[range], bool], jobs: range, worthwhile: bool) -> list[bool]:
     """Call a function with equal parts of some jobs, one part a core where that is worthwhile."""
     threads = min(int(rt.state.threads), len(jobs)) if worthwhile else 1
     if threads <= 1:

@@ -28,14 +28,15 @@ from tapegrad.program._compile import Compiled
 from tapegrad.program.blocks import Path, Result
 from tapegrad.program.capture import Capture, capturing
 from tapegrad.program.environment import Environment
+from tapegrad.program.native import empty_array
 from tapegrad.program.passes import optimised
 from tapegrad.program.program import KernelRaised, Outdated, own_tensors
 from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor
 
 _S = rt.S
-# bytes of a program's memory: what a core's own cache holds beside the operands
-_CACHE = 256 << 10
+# bytes of a program's memory: what a core's own cache holds beside operands and results
+_CACHE = 64 << 10
 _FEWEST, _MOST = 16, 4096  # samples of a block
 _PATHS = 64  # paths of one kind of arguments; what takes another is run one by one
 _KINDS = 64  # kinds of arguments
@@ -242,7 +243,7 @@ class _Run:
         if not self.kind.block and fits > _FEWEST:
             trial = self.kind.paths.setdefault(_FEWEST, [])
             if trial or self._capture(trial, np.arange(size), _FEWEST):
-                self.kind.block = _power_below(min(max(_CACHE // trial[0].nbytes_of_sample(), _FEWEST), _MOST))
+                self.kind.block = _power_below(min(max(_CACHE // trial[0].kept_of_sample(), _FEWEST), _MOST))
         return min(fits, self.kind.block or _FEWEST, max(_FEWEST, _power_below(max(size // 4, 1))))
 
     def _along(self, path: Path, todo: np.ndarray) -> np.ndarray:
@@ -255,7 +256,7 @@ class _Run:
         count = max(len(todo), path.block)
         chosen = np.concatenate([todo, np.full(count - len(todo), todo[0])])
         sources = self.sources if whole else self._gathered(chosen)
-        outs = [np.empty((count, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
+        outs = [empty_array((count, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
         if not path.run(sources, self.mapped, count, outs):
             return np.zeros(len(todo), bool)
         results, looked_at = outs[: len(path.results)], outs[len(path.results) :]
@@ -274,7 +275,7 @@ class _Run:
             facts = [((self.call.size, *r.shape), r.dtype) for r in made.results]
             if self.out is not None:
                 _check_out(self.out, facts)
-            self.outs = list(self.out) if self.out is not None else [np.empty(*f) for f in facts]
+            self.outs = list(self.out) if self.out is not None else [empty_array(*f) for f in facts]
         elif made.structure != self.structure or list(made.results) != self.of_sample:
             raise RuntimeError(
                 f"vmap: samples take paths whose results differ in structure, shape or dtype: {_shown(self.of_sample)} and "

@@ -7,22 +7,39 @@ between runs is made once; a `Replica` is what one run at a time writes to, so t
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import numba
 import numpy as np
 
+from tapegrad import dtypes
+from tapegrad.creation import empty
 from tapegrad.engine import structs
-from tapegrad.engine.programs import CALL, FLAT, FOR_PYTHON, GUARD, MERGING, PLAIN, PROGRAM, SAMPLES, STEP, STRIDED
+from tapegrad.engine.programs import (
+    CALL,
+    FINISHED,
+    FLAT,
+    FOR_PYTHON,
+    GUARD,
+    MERGING,
+    PLAIN,
+    PROGRAM,
+    SAMPLES,
+    STEP,
+    STRIDED,
+)
 from tapegrad.engine.record import PARALLEL_WORK
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._rule import Op, Pointwise
+from tapegrad.program.fused import loop_of
 from tapegrad.program.memory import planned
-from tapegrad.program.values import CONSTANT, VIEW, Call, Code, Guard, Instruction, Value
+from tapegrad.program.values import CONSTANT, VIEW, Call, Code, Fusion, Guard, Instruction, Value
 from tapegrad.tensor import layout_facts
 
 _S = rt.S
+_LARGE = 1 << 20  # bytes
 # loops whose threads may be shared by several callers at once
 _SHARED_THREADS = ("omp", "tbb")
 
@@ -30,6 +47,13 @@ _SHARED_THREADS = ("omp", "tbb")
 def address_of_array(array: np.ndarray) -> int:
     """Where its elements are."""
     return array.__array_interface__["data"][0]
+
+
+def empty_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array for results: a large one in memory that the tape's allocator kept, since the pages of a fresh one cost 0.1 ms a MiB."""
+    if math.prod(shape) * dtype.itemsize < _LARGE:
+        return np.empty(shape, dtype)
+    return empty(shape, dtype=dtypes.of_numpy(dtype)).numpy()
 
 
 def _aligned(nbytes: int) -> tuple[np.ndarray, int]:
@@ -60,6 +84,7 @@ class Native:
         code: what it was made of.
         given: how many addresses a run is given: of inputs, then of outputs.
         arena: bytes of the memory of one replica.
+        calls: whether a run needs Python.
         nbytes: of its tables and constants, and of the memory of one replica.
     """
 
@@ -71,6 +96,7 @@ class Native:
         self.given = len(self._bound)
         self._keep: list[Any] = []
         self._scratch = 0
+        self.calls = any(isinstance(s, Call) for s in code.steps)
         self._rows: list[tuple[int, int, int, list[int]]] = []
         steps: list[dict[str, int]] = []
         self.numbers: list[int] = []  # of the native steps, that of the code's
@@ -81,6 +107,8 @@ class Native:
                 for value in (*step.inputs, step.out):
                     self._id(value)
                 made = [{"how": CALL}]
+            elif isinstance(step, Fusion):
+                made = [self._fusion(step)]
             else:
                 made = self._instruction(step)
             steps += made
@@ -181,6 +209,17 @@ class Native:
         else:
             made |= {"how": FLAT, "moves": sum(1 << k for k, m in enumerate(moves) if m)}
         return made
+
+    def _fusion(self, step: Fusion) -> dict[str, int]:
+        words = [self._id(v) for v in (*step.reads, *step.writes)]
+        elements, work = step.out.elements, step.work()
+        return {
+            "kernel": loop_of(step).kernel(),
+            "row": self._row(step.parts[-1].op, (None, None, None), step.out, words),
+            "items": elements,
+            "work": self._shared(work) if work > PARALLEL_WORK and elements > 1 else work,
+            "how": PLAIN,
+        }
 
     def _shared(self, work: int) -> int:
         # work for all cores, if they can be had by several threads at once
@@ -313,9 +352,25 @@ class Replica:
 
     def run(self) -> int:
         """Run over what `addresses` say; the answer of the engine's `run_program`, after what is for Python."""
-        answer = rt.run_program(self._shared, self.address, self.addresses_at, 0)
+        return self._finished(rt.run_program(self._shared, self.address, self.addresses_at, 0))
+
+    def run_blocks(self, moves: np.ndarray, count: int) -> int:
+        """Run `count` times, with `addresses` moving on by `moves` after each; the answer of the first run that does not get to its end."""
+        if not self._native.calls:
+            return rt.run_blocks(
+                self._shared, self.address, self.addresses_at, address_of_array(moves), len(self.addresses), count
+            )
+        for _ in range(count):
+            answer = self.run()
+            if answer != FINISHED:
+                return answer
+            self.addresses += moves
+        return FINISHED
+
+    def _finished(self, answer: int) -> int:
+        # the answer after what is for Python
         while answer == FOR_PYTHON:
-            self._call(self._native.code.steps[self.stopped()])
+            self._call(self.stopped())
             start = int(self._program["stopped"][0]) + 1
             answer = rt.run_program(self._shared, self.address, self.addresses_at, start)
         return answer
@@ -341,9 +396,9 @@ class Replica:
         )
         return np.ndarray(value.shape, value.dtype.numpy, memory)
 
-    def stopped(self) -> int:
-        """The number of the code's step that stopped the last run."""
-        return self._native.numbers[int(self._program["stopped"][0])]
+    def stopped(self) -> Any:
+        """The step of the code that stopped the last run."""
+        return self._native.code.steps[self._native.numbers[int(self._program["stopped"][0])]]
 
     def bytes_of(self, value: Value) -> bytes:
         """The elements of a contiguous value after a run that got that far."""

@@ -14,7 +14,8 @@ from tapegrad.engine.programs import FINISHED
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_META
 from tapegrad.program.capture import Argument, Captured, Drawn
-from tapegrad.program.native import Native, Replica
+from tapegrad.program.fusion import Fusing
+from tapegrad.program.native import Native, Replica, empty_array
 from tapegrad.program.values import Code, Guard
 from tapegrad.tensor import Tensor, check_id, wrap
 
@@ -75,6 +76,7 @@ class Program:
     ) -> None:
         self.code, self.places, self.structure, self.tracked = code, places, structure, list(tracked)
         self.native = Native(code)
+        self._fusing = Fusing(code)
         self.guards = [s for s in code.steps if isinstance(s, Guard)]
         self.expected = tuple(g.expected for g in self.guards)
         self.replays = self.used = 0
@@ -131,7 +133,14 @@ class Program:
         found = [array.copy() for array in bound.results]
         self._pool.append(bound)
         self.replays += 1
+        if self.replays >= self._fusing.due:
+            self._fuse()
         return found, ()
+
+    def _fuse(self) -> None:
+        code = self._fusing.ask(self.replays)
+        if code is not None:
+            self.native, self._pool = Native(code), []
 
     def _run_on(self, bound: _Bound, leaves: Sequence[Any]) -> Ran | Outcome:
         addresses = bound.replica.addresses
@@ -157,7 +166,7 @@ class Program:
             if k in bound.owned:
                 found.append(None)
             elif self.as_arrays:
-                array = np.empty(value.shape, dtype.numpy)
+                array = empty_array(value.shape, dtype.numpy)
                 addresses[k] = array.__array_interface__["data"][0]
                 found.append(array)
             else:
@@ -172,10 +181,12 @@ class Program:
         ]
         self._pool.append(bound)
         self.replays += 1
+        if self.replays >= self._fusing.due:
+            self._fuse()
         return found, draws
 
     def _stopped(self, bound: _Bound, answer: int) -> Outcome:
-        step = self.code.steps[bound.replica.stopped()]
+        step = bound.replica.stopped()
         if not isinstance(step, Guard):
             raise KernelRaised(answer)
         found = Outcome(self.guards.index(step), bound.replica.bytes_of(step.value))

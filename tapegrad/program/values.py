@@ -226,6 +226,48 @@ class Call:
         return dataclasses.replace(self, inputs=tuple(values.get(v, v) for v in self.inputs))
 
 
+@dataclasses.dataclass(eq=False)
+class Fusion:
+    """Pointwise instructions over equally many elements, run as one loop.
+
+    Attributes:
+        parts: the instructions, in order.
+        reads: the values they need from elsewhere.
+        writes: those of their results that others need.
+    """
+
+    parts: Sequence[Instruction]
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+
+    @property
+    def out(self) -> Value:
+        """The first of the results."""
+        return self.writes[0]
+
+    @property
+    def name(self) -> str:
+        """Of its operations."""
+        return "+".join(p.op.name for p in self.parts)
+
+    @property
+    def line(self) -> str:
+        """Where the last one comes from."""
+        return self.parts[-1].line
+
+    def work(self) -> int:
+        """What all elements cost, in quarter nanoseconds."""
+        return self.out.elements * sum(int(rt.ops[p.op.code]["cost"]) for p in self.parts)
+
+    def operands(self) -> Iterator[Value]:
+        """The values it reads."""
+        yield from self.reads
+
+    def results(self) -> Iterator[Value]:
+        """The values it computes."""
+        yield from self.writes
+
+
 Step = Instruction | Guard | Call
 
 

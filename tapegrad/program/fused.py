@@ -1,0 +1,143 @@
+"""Loops that run several pointwise operations at once: their source, from the scalar functions the operations are declared with."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from typing import Any, NamedTuple
+
+from numba import types
+
+from tapegrad.engine import kernels, streams, structs
+from tapegrad.engine.loops import DTYPES, environment
+from tapegrad.ops import _source
+from tapegrad.ops._rule import Pointwise, scalar_environment
+from tapegrad.program.values import Fusion, Instruction, Value
+
+_scalars: dict[tuple[Pointwise, int], Any] = {}
+_kernels: dict[Loop, int] = {}
+
+
+class Part(NamedTuple):
+    """One operation of a loop.
+
+    Attributes:
+        op: the operation.
+        dtype: code of the dtype it computes in.
+        operands: numbers of values: first those that are read, then the results of the parts.
+    """
+
+    op: Pointwise
+    dtype: int
+    operands: tuple[int, ...]
+
+
+class Loop(NamedTuple):
+    """A loop over elements.
+
+    Attributes:
+        reads: of each value that is read, the dtype code and whether it runs along or stands still.
+        parts: the operations.
+        writes: of each value that is written, its number and dtype code.
+    """
+
+    reads: tuple[tuple[int, bool], ...]
+    parts: tuple[Part, ...]
+    writes: tuple[tuple[int, int], ...]
+
+    @property
+    def name(self) -> str:
+        """Of the kernel, equal for equal loops."""
+        parts = [(p.op.symbol, p.dtype, p.operands) for p in self.parts]
+        return "fused_" + hashlib.sha256(repr((self.reads, parts, self.writes)).encode()).hexdigest()[:16]
+
+    def source(self) -> str:
+        """The kernel's text. The buffers read, then those written, are named by its row's attributes."""
+        reads = [_read(f"p{k}", dtype, "i" if moves else "0") for k, (dtype, moves) in enumerate(self.reads)]
+        lines = [f"def {self.name}(S, row, start, stop):", "    s = state_at(S)", "    words = i64(row_at(row).attr)"]
+        for k, dtype in enumerate([*(d for d, _ in self.reads), *(d for _, d in self.writes)]):
+            address = f"buffer_at(s.buffers + words[{k + 1}] * BUFFER_SIZE).data"
+            lines.append(f"    p{k} = {DTYPES[dtype][2]}({address})")
+        still = [k for k, (_, moves) in enumerate(self.reads) if not moves]
+        lines += [f"    t{k} = {reads[k]}" for k in still]
+        lines.append("    for i in range(start, stop):")
+        first = len(reads)
+        lines += [f"        t{k} = {text}" for k, text in enumerate(reads) if k not in still]
+        for k, part in enumerate(self.parts):
+            operands = ", ".join(f"t{o}" for o in part.operands)
+            lines.append(f"        t{first + k} = {_result(part, f'{_label(part)}({operands})')}")
+        for k, (number, _) in enumerate(self.writes):
+            lines.append(f"        write{k}(p{first + k}, i, t{number})")
+        return "\n".join(lines) + "\n"
+
+    def names(self) -> dict[str, Any]:
+        """The global names of its text."""
+        count = len(self.writes)
+        names = environment(read=streams.reader(count))
+        names |= {f"write{k}": streams.writer(count, k) for k in range(count)}
+        names |= {name: getattr(types, name) for name, *_ in DTYPES if name != "bool"}
+        return names | {_label(p): _scalar(p.op, p.dtype) for p in self.parts}
+
+    def kernel(self) -> int:
+        """Address of its kernel, compiled or loaded if it is not."""
+        if self not in _kernels:
+            _kernels[self] = kernels.build_kernel(self.name, self.source(), self.names())
+        return _kernels[self]
+
+    def is_at_hand(self) -> bool:
+        """Whether its kernel need not be compiled."""
+        return self in _kernels or kernels.is_kept(self.name, self.source(), self.names())
+
+
+def _read(pointer: str, dtype: int, index: str) -> str:
+    text = f"read({pointer}, {index})"
+    return f"{text} != 0" if DTYPES[dtype][0] == "bool" else text
+
+
+def _result(part: Part, text: str) -> str:
+    # as it would be read from memory
+    name = DTYPES[part.dtype][0] if part.op.out is None else part.op.out.name
+    return f"{text} != 0" if name == "bool" else f"{name}({text})"
+
+
+def _label(part: Part) -> str:
+    return f"{part.op.symbol}_{DTYPES[part.dtype][0]}"
+
+
+def _scalar(op: Pointwise, dtype: int) -> Any:
+    # as in the op's own kernel: what is one operation there is rounded by itself here, too
+    if (op, dtype) not in _scalars:
+        tree = _source.function_tree(op.function)
+        if sum(isinstance(node, ast.BinOp) for node in ast.walk(tree)) > 1:
+            _scalars[op, dtype] = op.scalar(dtype)
+        else:
+            name = f"{op.symbol}_rounded_{DTYPES[dtype][0]}"
+            names = scalar_environment(op.function, dtype) | {"internal_contract": structs.internal}
+            exec(_source.forward_text(name, op.function), names)
+            _scalars[op, dtype] = names[name]
+    return _scalars[op, dtype]
+
+
+def loop_of(fusion: Fusion) -> Loop:
+    """The loop that computes some instructions."""
+    numbers = {v: k for k, v in enumerate(fusion.reads)}
+    several = fusion.out.elements > 1
+    reads = tuple((v.dtype.code, not several or v.elements > 1) for v in fusion.reads)
+    parts = []
+    for part in fusion.parts:
+        operands = tuple(numbers[_within(v, numbers)] for v in part.inputs if v is not None)
+        numbers[part.out] = len(numbers)
+        parts.append(Part(part.op, _dtype(part), operands))  # type: ignore[arg-type]
+    return Loop(reads, tuple(parts), tuple((numbers[v], v.dtype.code) for v in fusion.writes))
+
+
+def _within(value: Value, known: dict[Value, int]) -> Value:
+    # a value, or what it shows all elements of in the same order
+    return value if value in known else value.root()[0]
+
+
+def _dtype(step: Instruction) -> int:
+    # the dtype it computes in; a choice computes nothing with its first operand
+    value = step.inputs[1 if step.op.kind == structs.SELECT else 0]
+    assert value is not None
+    return value.dtype.code
