@@ -401,7 +401,7 @@ class Compiled(Callables):
         """What was recorded so far, derivatives included.
 
         Returns:
-            Counts: `programs` kept, their `instructions`, `guards` and `bytes`; `captures` made, of which `recaptures` since a guard met
+            Counts: `programs` kept, their `instructions`, `guards` and `bytes`, and how many run with loops `fused` for them; `captures` made, of which `recaptures` since a guard met
             another value; `replays`, under `vmap` one for each block of samples; programs `dropped` to stay within `max_programs`; and `eager` calls.
 
         >>> import tapegrad as tg
@@ -414,6 +414,7 @@ class Compiled(Callables):
         programs = [p for f in families for p in list(f.programs)]
         counts = {
             "programs": len(programs),
+            "fused": sum(p.is_fused() for p in programs),
             "instructions": sum(len(p.code.steps) - len(p.guards) for p in programs),
             "guards": sum(len(p.guards) for p in programs),
             "captures": self._captures,
@@ -426,6 +427,7 @@ class Compiled(Callables):
         for lanes in list(self.lanes.values()):
             paths = lanes.programs()
             counts["programs"] += len(paths)
+            counts["fused"] += sum(p.is_fused() for p in paths)
             counts["instructions"] += sum(len(p.code.steps) for p in paths)
             counts["guards"] += sum(len(p.guards) for p in paths)
             counts["captures"] += lanes.captures

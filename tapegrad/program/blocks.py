@@ -117,6 +117,10 @@ class Path:
             array[count - rest :] = tail[self.block - rest :]
         return done
 
+    def is_fused(self) -> bool:
+        """Whether it runs with loops compiled for it."""
+        return self.native.code is not self.code
+
     def _fuse(self) -> None:
         code = self._fusing.ask(self.replays)
         if code is not None:

@@ -137,6 +137,10 @@ class Program:
             self._fuse()
         return found, ()
 
+    def is_fused(self) -> bool:
+        """Whether it runs with loops compiled for it."""
+        return self.native.code is not self.code
+
     def _fuse(self) -> None:
         code = self._fusing.ask(self.replays)
         if code is not None:

@@ -3,6 +3,10 @@
 import numpy as np
 
 import tapegrad as tg
+from tapegrad.program.capture import Capture
+from tapegrad.program.native import Native, Replica
+from tapegrad.program.passes import with_own_results
+from tapegrad.program.values import Instruction
 
 
 def same(a, b, tolerance=1e-6):
@@ -16,3 +20,29 @@ def same(a, b, tolerance=1e-6):
 def leaf(*values, dtype=None):
     """A vector that requires grad."""
     return tg.tensor(values, dtype=dtype, requires_grad=True)
+
+
+def captured(function, *shapes, dtype=tg.float64):
+    """The code of a function of tensors of ones."""
+    capture = Capture()
+    given = [capture.argument(tg.ones(s, dtype=dtype)) for s in shapes]
+    with capture.running():
+        result = function(*given)
+        outputs = [capture.result(t) for t in (result if isinstance(result, tuple) else (result,))]
+    return capture.code(outputs)
+
+
+def names(code):
+    """What its steps are."""
+    return [s.op.name if isinstance(s, Instruction) else getattr(s, "name", "guard") for s in code.steps]
+
+
+def run(code, *arrays):
+    """The outputs of code on arrays."""
+    code = with_own_results(code)
+    native = Native(code)
+    replica = Replica(native)
+    outputs = [np.empty(v.shape, v.dtype.numpy) for v in code.outputs]
+    replica.addresses[:] = [a.ctypes.data for a in (*arrays, *outputs)]
+    assert replica.run() == 0
+    return outputs

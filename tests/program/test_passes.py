@@ -4,36 +4,10 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-from tapegrad.program.capture import Capture
 from tapegrad.program.memory import Places, last_uses, planned, rounded
-from tapegrad.program.native import Native, Replica
 from tapegrad.program.passes import optimised, simplified, with_own_results, without_dead, without_repetition
-from tapegrad.program.values import COMPUTED, CONSTANT, VIEW, Code, Guard, Instruction
-
-
-def captured(function, *shapes):
-    """The code of a function of tensors of ones."""
-    capture = Capture()
-    given = [capture.argument(tg.ones(s, dtype=tg.float64)) for s in shapes]
-    with capture.running():
-        result = function(*given)
-        outputs = [capture.result(t) for t in (result if isinstance(result, tuple) else (result,))]
-    return capture.code(outputs)
-
-
-def names(code):
-    return [s.op.name if isinstance(s, Instruction) else "guard" for s in code.steps]
-
-
-def run(code, *arrays):
-    """The outputs of code on arrays."""
-    code = with_own_results(code)
-    native = Native(code)
-    replica = Replica(native)
-    outputs = [np.empty(v.shape, v.dtype.numpy) for v in code.outputs]
-    replica.addresses[:] = [a.ctypes.data for a in (*arrays, *outputs)]
-    assert replica.run() == 0
-    return outputs
+from tapegrad.program.values import COMPUTED, CONSTANT, VIEW, Code, Guard
+from tests.program.helpers import captured, names, run
 
 
 class TestPasses:
