@@ -56,8 +56,8 @@ from tapegrad.grad_mode import (
     no_grad,
     set_grad_enabled,
 )
+from tapegrad.ops._operands import result_type
 from tapegrad.ops._rule import PUBLIC as _PUBLIC
-from tapegrad.ops._rule import result_type
 from tapegrad.printing import set_printoptions
 from tapegrad.program import compile
 from tapegrad.random import (

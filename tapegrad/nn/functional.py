@@ -22,8 +22,8 @@ from tapegrad.ops import activation, linalg, selecting
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops import softmax as _softmax_ops
 from tapegrad.ops._fold import check_input
+from tapegrad.ops._operands import cast, constant
 from tapegrad.ops._reading import reads_values
-from tapegrad.ops._rule import cast, constant
 from tapegrad.ops.norms import vector_norm
 from tapegrad.ops.padding import constant_pad
 from tapegrad.tensor import Tensor

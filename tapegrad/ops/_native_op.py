@@ -23,7 +23,8 @@ from tapegrad.engine.usercode import check_function, copy_of, digest_of, identif
 from tapegrad.grad_mode import is_grad_enabled
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._native_kernels import Look, Texts, array_name, spelled
-from tapegrad.ops._rule import FLOATS, broadcast_shapes, cast, constant, number_dtype, result_type
+from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype, result_type
+from tapegrad.ops._rule import FLOATS
 from tapegrad.tensor import Tensor, layout_facts
 
 _MOST_INPUTS = 3

@@ -14,7 +14,8 @@ from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _matmul
 from tapegrad.ops._kernel import KernelOp, template
-from tapegrad.ops._rule import NUMBERS, float_of_bits, struct_bits
+from tapegrad.ops._operands import float_of_bits, struct_bits
+from tapegrad.ops._rule import NUMBERS
 from tapegrad.tensor import Tensor, layout_facts, wrap
 
 _S = rt.S

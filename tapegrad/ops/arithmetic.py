@@ -12,7 +12,9 @@ from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import REVERSED
 from tapegrad.ops import pointwise as pw
-from tapegrad.ops._rule import PUBLIC, Pointwise, built_in_ops, result_type
+from tapegrad.ops._operands import result_type
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import PUBLIC, built_in_ops
 from tapegrad.ops._view import as_method
 from tapegrad.tensor import Tensor
 

@@ -18,8 +18,9 @@ from tapegrad.engine.structs import (
     strides_of,
 )
 from tapegrad.ops._kernel import kernel_op
+from tapegrad.ops._operands import broadcast_shapes
 from tapegrad.ops._product_ops import need_tensor
-from tapegrad.ops._rule import PUBLIC, broadcast_shapes
+from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops.linalg import composite, matmul, mm
 from tapegrad.tensor import Tensor, check_dim
 

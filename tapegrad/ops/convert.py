@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.ops._pointwise import pointwise
 from tapegrad.ops._reading import computed
-from tapegrad.ops._rule import ALL, Real, pointwise
+from tapegrad.ops._rule import ALL, Real
 from tapegrad.tensor import Tensor
 
 

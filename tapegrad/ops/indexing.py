@@ -15,9 +15,9 @@ from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _reading
 from tapegrad.ops._kernel import empty, kernel_op
+from tapegrad.ops._operands import constant
 from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
-from tapegrad.ops._rule import constant
 from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
 from tapegrad.ops._write import _records, assign, check_no_overlap
 from tapegrad.ops.joining import check_tensor, export

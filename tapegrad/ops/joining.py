@@ -20,7 +20,8 @@ from tapegrad.engine.structs import (
     strides_of,
 )
 from tapegrad.ops._kernel import KernelOp, kernel_op
-from tapegrad.ops._rule import PUBLIC, Real, cast
+from tapegrad.ops._operands import cast
+from tapegrad.ops._rule import PUBLIC, Real
 from tapegrad.ops._view import as_method
 from tapegrad.tensor import Tensor, check_dim
 

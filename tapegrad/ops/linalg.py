@@ -9,8 +9,9 @@ import numpy as np
 
 from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
+from tapegrad.ops._operands import broadcast_shapes
 from tapegrad.ops._product_ops import AffineOp, ProductOp, c_name, need_tensor
-from tapegrad.ops._rule import PUBLIC, broadcast_shapes
+from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._view import as_method
 from tapegrad.tensor import Tensor, wrap
 

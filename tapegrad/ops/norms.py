@@ -10,7 +10,8 @@ import numpy as np
 from tapegrad.ops import _fold_pairs, _fold_sums
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import PAIR_COLUMNS, check_input, fold_op, normal_dims, plan_of
-from tapegrad.ops._rule import PUBLIC, Real, cast
+from tapegrad.ops._operands import cast
+from tapegrad.ops._rule import PUBLIC, Real
 from tapegrad.ops._view import as_method
 from tapegrad.ops.extremes import norms_of_infinity
 from tapegrad.ops.pointwise import pow

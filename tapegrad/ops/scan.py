@@ -15,7 +15,8 @@ from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import check_input, one_dim, plan_of, select_op
 from tapegrad.ops._fold_places import place_parts, place_reverse
 from tapegrad.ops._kernel import empty, kernel_op
-from tapegrad.ops._rule import PUBLIC, Real, cast
+from tapegrad.ops._operands import cast
+from tapegrad.ops._rule import PUBLIC, Real
 from tapegrad.ops._view import as_method
 from tapegrad.ops.extremes import result_tuple
 from tapegrad.ops.joining import cat

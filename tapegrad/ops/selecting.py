@@ -12,6 +12,7 @@ from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._kernel import KernelOp, kernel_op
+from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype
 from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import (
     gather_along,
@@ -23,7 +24,7 @@ from tapegrad.ops._rows import (
     take_rows,
     taking,
 )
-from tapegrad.ops._rule import PUBLIC, broadcast_shapes, cast, constant, number_dtype
+from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._write import assign
 from tapegrad.ops.convert import clone
 from tapegrad.ops.joining import check_tensor, export

@@ -9,7 +9,8 @@ from tapegrad import dtypes
 from tapegrad.engine import native, structs
 from tapegrad.engine.runtime import rt
 from tapegrad.ops._kernel import KernelOp
-from tapegrad.ops._rule import Pointwise, built_in_ops
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import built_in_ops
 from tapegrad.ops.arithmetic import install_native_methods
 
 

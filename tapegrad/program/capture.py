@@ -38,7 +38,7 @@ from tapegrad.engine.tape import (
 from tapegrad.func._batching import call_of, lanes_op
 from tapegrad.func._looping import loop_op
 from tapegrad.ops._kernel import KernelOp, filled_op
-from tapegrad.ops._rule import Pointwise
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._write import copy_slices
 from tapegrad.ops.convert import clone
 from tapegrad.program.stand_ins import OPERANDS, with_operands

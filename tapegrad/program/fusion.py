@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from tapegrad.ops._rule import Pointwise
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.program.fused import loop_of
 from tapegrad.program.values import Call, Code, Fusion, Guard, Instruction, Step, Value
 from tapegrad.tensor import layout_facts
