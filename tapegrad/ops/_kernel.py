@@ -17,8 +17,8 @@ from tapegrad.ops import _source
 from tapegrad.ops._operands import float_of_bits, struct_bits
 from tapegrad.ops._over_tensors import partial_over_tensors
 from tapegrad.ops._pointwise import scalar_environment
+from tapegrad.ops._public import as_method
 from tapegrad.ops._rule import PUBLIC, Op
-from tapegrad.ops._view import as_method
 from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
 
 _S = rt.S

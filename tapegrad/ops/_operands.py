@@ -6,6 +6,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.tensor import Tensor, wrap
@@ -122,6 +124,17 @@ def struct_bits(number: float) -> int:
 def float_of_bits(bits: int) -> float:
     """The float that `struct_bits` gave the bits of."""
     return struct.unpack("<d", struct.pack("<q", bits))[0]
+
+
+def operand(value: Any) -> Any:
+    """What an operator takes an operand for: arrays as tensors, NumPy's scalars as numbers, None for what it refuses."""
+    if isinstance(value, Tensor | bool | int | float):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        from tapegrad.creation import as_tensor
+
+        return as_tensor(np.asarray(value)) if np.ndim(value) else value.item()
+    return None
 
 
 def cast(t: Tensor, dtype: dtypes.dtype) -> Tensor:

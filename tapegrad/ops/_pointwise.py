@@ -16,7 +16,7 @@ from tapegrad.engine.kernels import build_kernel
 from tapegrad.engine.loops import environment, forward_source, reverse_source
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import _source
-from tapegrad.ops._operands import cast, constant, number_dtype, result_type
+from tapegrad.ops._operands import cast, constant, number_dtype, operand, result_type
 from tapegrad.ops._rule import FLOATS, PUBLIC, Domain, Op
 from tapegrad.tensor import Tensor, wrap
 
@@ -353,4 +353,18 @@ def _in_place_method(op: Pointwise) -> Callable:
     method.__name__ = op.name + "_"
     method.__qualname__ = f"Tensor.{op.name}_"
     method.__doc__ = f"In-place version of `{op.name}`."
+    return method
+
+
+def updating(op: Pointwise, call: Callable | None = None) -> Callable:
+    """The operator that writes its result into its left operand; for two bools, the result of `call`."""
+
+    def method(self: Tensor, other: Any) -> Tensor:
+        other = operand(other)
+        if other is None:
+            return NotImplemented
+        if call is not None and result_type(self, other) is dtypes.bool and self.dtype is dtypes.bool:
+            return self.copy_(call(self, other))  # type: ignore[attr-defined]
+        return op.in_place(self, other)
+
     return method

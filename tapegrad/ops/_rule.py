@@ -145,7 +145,7 @@ class Op:
             for t in tensors:
                 t._refresh()
         elif answer == structs.NEEDS_NATIVE:
-            from tapegrad.ops.arithmetic import install_native_methods
+            from tapegrad.ops.operators import install_native_methods
 
             install_native_methods()
         elif answer == structs.KERNEL_RAISED:

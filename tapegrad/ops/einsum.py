@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapegrad.ops.linalg import composite, matmul
+from tapegrad.ops._public import composite
+from tapegrad.ops.linalg import matmul
 from tapegrad.tensor import Tensor
 
 # labels are small integers: 0 to 51 for letters, from here on for the dims an ellipsis stands for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from tapegrad.engine.structs import (
 )
 from tapegrad.ops._kernel import KernelOp, kernel_op
 from tapegrad.ops._operands import cast
-from tapegrad.ops._rule import PUBLIC, Real
-from tapegrad.ops._view import as_method
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import Real
 from tapegrad.tensor import Tensor, check_dim
 
 P: Any = None  # pointer to elements
@@ -31,16 +31,6 @@ SIZE: Any = None  # bytes of an element
 
 
 # helpers of this family and of its neighbours
-
-
-def export(function: Callable, *aliases: str, method: bool = True, public: bool = True) -> Callable:
-    """Make a function part of the package and a method of tensors, under its name and further ones."""
-    for name in (function.__name__, *aliases):
-        if public:
-            PUBLIC[name] = function
-        if method:
-            setattr(Tensor, name, as_method(function))
-    return function
 
 
 def integers(name: str, values: Sequence[Any], argument: str = "size") -> tuple[int, ...]:

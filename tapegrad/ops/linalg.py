@@ -11,8 +11,7 @@ from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
 from tapegrad.ops._operands import broadcast_shapes
 from tapegrad.ops._product_ops import AffineOp, ProductOp, c_name, need_tensor
-from tapegrad.ops._rule import PUBLIC
-from tapegrad.ops._view import as_method
+from tapegrad.ops._public import composite
 from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
@@ -28,22 +27,6 @@ def product_op(**options: Any) -> Callable[[Callable], ProductOp]:
 def affine_op(**options: Any) -> Callable[[Callable], AffineOp]:
     """Declare a product added to a third operand (see `AffineOp`)."""
     return lambda function: AffineOp(function, inputs=_TRIPLE, **options)
-
-
-def composite(
-    *, samples: Sequence[Any], reference: Any, method: bool = True, public: bool = True, name: str = ""
-) -> Callable[[Callable], Callable]:
-    """Make a function of tensors built from other ops part of the package, with what it is tested by."""
-
-    def declare(function: Callable) -> Callable:
-        function.samples, function.reference = list(samples), reference  # type: ignore[attr-defined]
-        if public:
-            PUBLIC[name or function.__name__] = function
-        if method:
-            setattr(Tensor, name or function.__name__, as_method(function))
-        return function
-
-    return declare
 
 
 # checks

@@ -10,11 +10,12 @@ from tapegrad import dtypes
 from tapegrad.ops._kernel import kernel_op
 from tapegrad.ops._operands import broadcast_shapes, constant
 from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import ALL, Real
 from tapegrad.ops.indexing import tensor_of
-from tapegrad.ops.joining import check_tensor, export
+from tapegrad.ops.joining import check_tensor
 from tapegrad.ops.selecting import in_place, same_dtype
 from tapegrad.tensor import Tensor
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import reads_values
 from tapegrad.ops._view import ViewOp
 from tapegrad.ops.convert import clone
 from tapegrad.ops.indexing import FULL, basic_view
-from tapegrad.ops.joining import cat, check_tensor, export, integers
+from tapegrad.ops.joining import cat, check_tensor, integers
 from tapegrad.ops.movement import (
     diagonal,
     expand,

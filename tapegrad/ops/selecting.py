@@ -13,6 +13,7 @@ from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._kernel import KernelOp, kernel_op
 from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import (
     gather_along,
@@ -27,7 +28,7 @@ from tapegrad.ops._rows import (
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._write import assign
 from tapegrad.ops.convert import clone
-from tapegrad.ops.joining import check_tensor, export
+from tapegrad.ops.joining import check_tensor
 from tapegrad.tensor import Tensor, check_dim
 
 _INDEX_DTYPES = (dtypes.int64, dtypes.int32)

@@ -11,7 +11,7 @@ from tapegrad.engine.runtime import rt
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._rule import built_in_ops
-from tapegrad.ops.arithmetic import install_native_methods
+from tapegrad.ops.operators import install_native_methods
 
 
 def warmup_jobs(names: Sequence[str]) -> list[tuple[str, Callable[[], None]]]:
