@@ -15,7 +15,6 @@ from tapegrad.ops import (
     linalg,
     loss,
     masking,
-    movement,
     norms,
     operators,
     padding,
@@ -25,7 +24,10 @@ from tapegrad.ops import (
     reduction,
     scan,
     selecting,
+    shaping,
+    slicing,
     softmax,
     sorting,
+    transposing,
 )
 from tapegrad.ops.warmup import warmup_jobs

@@ -13,6 +13,7 @@ from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _matmul
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, template
 from tapegrad.ops._operands import float_of_bits, struct_bits
 from tapegrad.ops._rule import NUMBERS
@@ -36,18 +37,6 @@ _C_NAMES = {
 def c_name(d: dtypes.dtype) -> str:
     """A dtype as C++ calls it."""
     return _C_NAMES[d.name]
-
-
-def need_tensor(name: str, argument: str, position: int, value: Any) -> None:
-    """Refuse anything but a tensor.
-
-    Raises:
-        TypeError: naming the function and the argument.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name}(): argument '{argument}' (position {position}) must be Tensor, not {type(value).__name__}"
-        )
 
 
 def need_kernel(routine: str, d: dtypes.dtype) -> None:
@@ -152,7 +141,7 @@ class ProductOp(KernelOp):
             TypeError: naming the first of them.
         """
         for position, (name, value) in enumerate(zip(self.argument_names, operands, strict=True), 1):
-            need_tensor(self.name, name, position, value)
+            check_tensor(self.name, value, name, position)
 
     def first_run(self, asked: int, a: Tensor, b: Tensor) -> Tensor:
         """Check the operands, copy those BLAS cannot read, run, and remember how.

@@ -6,6 +6,7 @@ from typing import Any
 
 from tapegrad import dtypes
 from tapegrad.ops import pointwise as pw
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._public import export
 from tapegrad.ops._rule import PUBLIC
@@ -57,8 +58,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None, *, out: Tenso
     >>> tg.where(tg.tensor([True, False]), 1.0, tg.zeros(2))
     tensor([1., 0.])
     """
-    if not isinstance(condition, Tensor):
-        raise TypeError(f"where(): argument 'condition' (position 1) must be Tensor, not {type(condition).__name__}")
+    check_tensor("where", condition, "condition")
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)  # type: ignore[attr-defined]
     if condition.dtype not in (dtypes.bool, dtypes.uint8):

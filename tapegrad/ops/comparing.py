@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tapegrad import dtypes
 from tapegrad.ops import pointwise as pw
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._public import alias, export
 from tapegrad.tensor import Tensor
 
@@ -25,8 +26,7 @@ def allclose(input: Tensor, other: Tensor, rtol: float = 1e-05, atol: float = 1e
 
 def equal(input: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same shape and elements."""
-    if not isinstance(other, Tensor):
-        raise TypeError(f"equal(): argument 'other' must be Tensor, not {type(other).__name__}")
+    check_tensor("equal", other, "other", None)
     return input.shape == other.shape and bool((input == other).all())
 
 

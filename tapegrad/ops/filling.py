@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tapegrad.ops import pointwise as pw
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._write import assign
 from tapegrad.tensor import Tensor
 
 
 def copy_(self: Tensor, source: Any, non_blocking: bool = False) -> Tensor:
     """Write another tensor's elements, broadcast and converted; gradients flow to it."""
-    if not isinstance(source, Tensor):
-        raise TypeError(f"copy_(): argument 'other' (position 1) must be Tensor, not {type(source).__name__}")
+    check_tensor("copy_", source, "other")
     return assign(self, source)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._operands import broadcast_shapes
-from tapegrad.ops._product_ops import AffineOp, ProductOp, c_name, need_tensor
+from tapegrad.ops._product_ops import AffineOp, ProductOp, c_name
 from tapegrad.ops._public import composite
 from tapegrad.tensor import Tensor, wrap
 
@@ -101,7 +102,7 @@ def mm(op, input, mat2):
     tensor([[1., 2.],
             [3., 4.]])
     """
-    need_tensor("mm", "mat2", 2, mat2)
+    check_tensor("mm", mat2, "mat2", 2)
     if input.ndim != 2:
         raise RuntimeError("self must be a matrix")
     if mat2.ndim != 2:
@@ -301,8 +302,8 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
     try:
         k = rt.record_planned(_S, TABLE, _MATMUL, input._id, other._id, 0)
     except AttributeError:
-        need_tensor("matmul", "input", 1, input)
-        need_tensor("matmul", "other", 2, other)
+        check_tensor("matmul", input)
+        check_tensor("matmul", other, "other", 2)
         raise
     result = wrap(k) if k > 0 else _first_matmul(input, other)
     return result if out is None else out.copy_(result)  # type: ignore[attr-defined]
@@ -552,9 +553,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if k > 0:
             return wrap(k)
     except AttributeError:
-        need_tensor("linear", "input", 1, input)
-        need_tensor("linear", "weight", 2, weight)
-        need_tensor("linear", "bias", 3, bias)
+        check_tensor("linear", input)
+        check_tensor("linear", weight, "weight", 2)
+        check_tensor("linear", bias, "bias", 3)
         raise
     if weight.ndim > 2:
         raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {weight.ndim}D")

@@ -11,6 +11,7 @@ import numpy as np
 from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import pointwise as pw
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, kernel_op
 from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype
 from tapegrad.ops._public import export
@@ -28,7 +29,6 @@ from tapegrad.ops._rows import (
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._write import assign
 from tapegrad.ops.convert import clone
-from tapegrad.ops.joining import check_tensor
 from tapegrad.tensor import Tensor, check_dim
 
 _INDEX_DTYPES = (dtypes.int64, dtypes.int32)
@@ -44,8 +44,7 @@ def _index_of(name: str, index: Any) -> Tensor:
         TypeError: if it is no tensor.
         RuntimeError: if it has another dtype.
     """
-    if not isinstance(index, Tensor):
-        raise TypeError(f"{name}(): argument 'index' must be Tensor, not {type(index).__name__}")
+    check_tensor(name, index, "index", None)
     if index.dtype not in _INDEX_DTYPES:
         raise RuntimeError(f"{name}(): Expected dtype int32/int64 for index, but got {index.dtype.name}")
     return cast(index, dtypes.int64).contiguous()  # type: ignore[attr-defined]
