@@ -2,6 +2,7 @@
 
 from tapegrad.ops import (
     activation,
+    affine,
     arithmetic,
     choosing,
     comparing,
