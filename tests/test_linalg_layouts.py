@@ -95,7 +95,7 @@ def test_expanded_operands_are_copied():
     result = rows @ tg.tensor(y)
     np.testing.assert_allclose(result.detach().numpy(), np.broadcast_to([1, 2, 3], (40, 3)) @ y, rtol=1e-5)
     result.sum().backward()
-    np.testing.assert_allclose(row.grad.numpy(), 40 * y.sum(1), rtol=1e-4)
+    np.testing.assert_allclose(row.grad.numpy(), 40 * y.sum(1), rtol=1e-4, atol=1e-3)  # sums may cancel
 
 
 @pytest.mark.parametrize("n", [3, 40])

@@ -19,7 +19,8 @@ from tapegrad import dtypes, errors
 from tapegrad.autograd.backward import grad
 from tapegrad.autograd.functional import unit_tensors
 from tapegrad.creation import from_copy, ones_like, zeros_like
-from tapegrad.tensor import Size, Tensor
+from tapegrad.metadata import Size
+from tapegrad.tensor import Tensor
 
 __all__ = ["GradcheckError", "gradcheck", "gradgradcheck"]
 

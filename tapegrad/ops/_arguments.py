@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.metadata import check_dim
+from tapegrad.tensor import Tensor
 
 
 def integers(name: str, values: Sequence[Any], argument: str = "size") -> tuple[int, ...]:

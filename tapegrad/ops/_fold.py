@@ -16,10 +16,11 @@ from tapegrad import dtypes
 from tapegrad.engine.kernels import build_typed
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
+from tapegrad.metadata import check_dim, layout_facts
 from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, ReductionOp
 from tapegrad.ops._rule import Real
-from tapegrad.tensor import Tensor, check_dim, layout_facts
+from tapegrad.tensor import Tensor
 
 # elements of a chunk of a full reduction; columns of a block, with one and with two words each on the stack
 CHUNK = 16384

@@ -11,12 +11,13 @@ from tapegrad.engine.kernels import build_typed
 from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
+from tapegrad.metadata import layout_facts
 from tapegrad.ops import _matmul
 from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, template
 from tapegrad.ops._operands import float_of_bits, struct_bits
 from tapegrad.ops._product_checks import need_kernel
-from tapegrad.tensor import Tensor, layout_facts, wrap
+from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
 # who asks for a plan, where it is no op (see engine/planned.py)

@@ -15,9 +15,10 @@ from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_OP
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._public import as_method
 from tapegrad.ops._rule import OPS, PUBLIC, Op
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.tensor import Tensor
 
 _S = rt.S
 _new = object.__new__

@@ -17,13 +17,14 @@ from tapegrad.engine.structs import (
     row_at,
     strides_of,
 )
+from tapegrad.metadata import check_dim
 from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import kernel_op
 from tapegrad.ops._operands import broadcast_shapes
 from tapegrad.ops._public import composite, export
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops.linalg import matmul, mm
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 P: Any = None  # pointer to elements
 T: Any = None  # scalar type

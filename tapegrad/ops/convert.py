@@ -88,7 +88,7 @@ def to(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bo
         device: must be the CPU.
         copy: copy even if nothing changes.
     """
-    from tapegrad.tensor import device as device_type
+    from tapegrad.metadata import device as device_type
 
     for a in args:
         if isinstance(a, Tensor):

@@ -19,12 +19,13 @@ from tapegrad.engine.structs import (
     shape_of,
     strides_of,
 )
+from tapegrad.metadata import check_dim
 from tapegrad.ops._arguments import check_tensors
 from tapegrad.ops._kernel import KernelOp, kernel_op
 from tapegrad.ops._operands import cast
 from tapegrad.ops._public import export
 from tapegrad.ops._rule import Real
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 P: Any = None  # pointer to elements
 T: Any = None  # scalar type

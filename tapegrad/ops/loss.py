@@ -15,6 +15,7 @@ from tapegrad.creation import zeros
 from tapegrad.engine.structs import internal
 from tapegrad.engine.vecmath import exp, log, log1p, sigmoid
 from tapegrad.engine.vecmath_ir import copysign, literal
+from tapegrad.metadata import Size
 from tapegrad.ops import _loss_kernels as kernels
 from tapegrad.ops import _reading
 from tapegrad.ops import pointwise as pw
@@ -28,7 +29,7 @@ from tapegrad.ops._over_tensors import over_tensors, tensor_form
 from tapegrad.ops._rule import Real
 from tapegrad.ops.selecting import scatter_sum
 from tapegrad.ops.softmax import log_softmax, softmax
-from tapegrad.tensor import Size, Tensor
+from tapegrad.tensor import Tensor
 
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 

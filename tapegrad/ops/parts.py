@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.metadata import check_dim
 from tapegrad.ops._arguments import check_tensor, integers
 from tapegrad.ops._public import export
 from tapegrad.ops._reading import reads_values
@@ -20,7 +21,7 @@ from tapegrad.ops.rearranging import diagonal_matrices, flip, repeat, turn
 from tapegrad.ops.shaping import expand, flatten, reshape, unsqueeze, view
 from tapegrad.ops.slicing import diagonal, narrow, one_of, part_of
 from tapegrad.ops.transposing import movedim, transpose
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 # several views at once
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
+from tapegrad.metadata import check_dim
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, kernel_op
@@ -29,7 +30,7 @@ from tapegrad.ops._rows import (
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._write import assign
 from tapegrad.ops.convert import clone
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 _INDEX_DTYPES = (dtypes.int64, dtypes.int32)
 

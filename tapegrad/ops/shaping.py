@@ -10,12 +10,13 @@ import numpy as np
 
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import IS_VIEW
+from tapegrad.metadata import check_dim
 from tapegrad.ops._arguments import check_tensor, distinct_dims, integers
 from tapegrad.ops._operands import broadcast_shapes
 from tapegrad.ops._public import export
 from tapegrad.ops._view import Geometry, contiguous_geometry, view_op
 from tapegrad.ops.convert import clone
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 # shapes
 

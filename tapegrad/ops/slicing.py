@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from tapegrad.metadata import check_dim
 from tapegrad.ops._arguments import check_tensor, integers
 from tapegrad.ops._public import export
 from tapegrad.ops._view import Geometry, view_op
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 
 def part_of(geometry: Geometry, d: int, start: int, length: int, step: int = 1) -> Geometry:
