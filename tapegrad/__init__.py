@@ -56,8 +56,9 @@ from tapegrad.grad_mode import (
     no_grad,
     set_grad_enabled,
 )
+from tapegrad.metadata import Size, device
+from tapegrad.ops._operands import result_type
 from tapegrad.ops._rule import PUBLIC as _PUBLIC
-from tapegrad.ops._rule import result_type
 from tapegrad.printing import set_printoptions
 from tapegrad.program import compile
 from tapegrad.random import (
@@ -79,7 +80,7 @@ from tapegrad.random import (
     set_rng_state,
 )
 from tapegrad.serialization import load, save
-from tapegrad.tensor import Size, Tensor, device
+from tapegrad.tensor import Tensor
 
 from math import e, inf, nan, pi  # isort: skip
 

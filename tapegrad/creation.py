@@ -11,7 +11,8 @@ import numpy as np
 
 from tapegrad import dtypes, errors
 from tapegrad.engine.runtime import rt
-from tapegrad.tensor import Size, Tensor, check_id, device, wrap
+from tapegrad.metadata import Size, device
+from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 

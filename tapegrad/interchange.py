@@ -11,7 +11,8 @@ from tapegrad.creation import from_copy
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import REQUIRES_GRAD
 from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_TRACED
-from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
+from tapegrad.metadata import layout_facts
+from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 

@@ -29,7 +29,7 @@ _SAFE = {
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.numeric": {"_frombuffer"},
     "tapegrad.interchange": {"_unpickle"},
-    "tapegrad.tensor": {"Size", "device"},
+    "tapegrad.metadata": {"Size", "device"},
     "tapegrad.dtypes": None,
 }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
-from tapegrad.ops import contraction, linalg
+from tapegrad.ops import affine, contraction, linalg
 from tapegrad.ops._product_ops import AffineOp, ProductOp
 from tapegrad.ops.einsum import einsum
 from tests.helpers import RNG, arrays, differences, unbroadcast
@@ -21,13 +21,13 @@ PRODUCTS = [
     linalg.bmm,
     linalg.batched_matmul,
     linalg.vecmat,
-    linalg.addmm,
-    linalg.addmv,
-    linalg.baddbmm,
+    affine.addmm,
+    affine.addmv,
+    affine.baddbmm,
 ]
 COMPOSITES = [
     linalg.matmul,
-    linalg.linear,
+    affine.linear,
     contraction.outer,
     contraction.inner,
     contraction.tensordot,

@@ -7,7 +7,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.ops._kernel import KernelOp, ReductionOp
-from tapegrad.ops._rule import DISCRETE, FLOATS, PUBLIC, Op, Pointwise, built_in_ops
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import DISCRETE, FLOATS, PUBLIC, Op, built_in_ops
 from tapegrad.ops._view import ViewOp
 from tests.helpers import numeric_gradient
 

@@ -6,7 +6,8 @@ import pytest
 import tapegrad as tg
 from tapegrad.engine.runtime import rt
 from tapegrad.ops._kernel import KernelOp
-from tapegrad.ops._rule import FLOATS, Pointwise
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import FLOATS
 from tests.test_higher_order import CASES as DIFFERENTIABLE
 from tests.test_higher_order import NAMES, values
 from tests.test_ops import ALL_OPS, SAMPLED, draw, sample_parts

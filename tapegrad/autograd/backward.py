@@ -16,8 +16,9 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_TRACED
 from tapegrad.grad_mode import set_grad_enabled
+from tapegrad.metadata import layout_facts
 from tapegrad.ops import _reading
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.tensor import Tensor
 
 _S = rt.S
 

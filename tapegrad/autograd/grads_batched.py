@@ -108,7 +108,7 @@ def _together(
 
 def _stacked(like: Tensor, column: Sequence[Tensor | None]) -> Tensor | None:
     from tapegrad.creation import zeros_like
-    from tapegrad.ops.movement import stack
+    from tapegrad.ops.joining import stack
 
     if all(g is None for g in column):
         return None

@@ -24,10 +24,11 @@ from tapegrad.engine import structs
 from tapegrad.engine.remembered import DESCRIPTION_WORDS, STEP_KERNEL, STEP_POINTWISE, STEP_VIEW, WATCHED
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_META, LOOK_STORAGE, LOOK_TRACED
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import filled_op
 from tapegrad.ops._view import Geometry, ViewPlan, detach_op, show
 from tapegrad.ops._write import copy_slices
-from tapegrad.tensor import Tensor, layout_facts, wrap
+from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
 _KEPT = 512  # structures

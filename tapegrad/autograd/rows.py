@@ -15,10 +15,11 @@ from tapegrad.engine import structs
 from tapegrad.engine.paths import ROW_COUNT, ROW_FIRST_WORD, ROW_WORDS
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_OP
+from tapegrad.metadata import Size, layout_facts
 from tapegrad.ops._place import place_back
 from tapegrad.ops._rule import OPS, Op
 from tapegrad.ops.convert import clone
-from tapegrad.tensor import Size, Tensor, layout_facts, leaves, wrap
+from tapegrad.tensor import Tensor, leaves, wrap
 
 _S = rt.S
 _FIELDS = ("in0", "in1", "in2")

@@ -23,8 +23,9 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_ATTACHED, LOOK_META, LOOK_NODE, LOOK_TRACED
 from tapegrad.grad_mode import set_grad_enabled
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._rule import OPS
-from tapegrad.tensor import Tensor, layout_facts, wrap
+from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
 

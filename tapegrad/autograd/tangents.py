@@ -15,11 +15,13 @@ from tapegrad.creation import zeros
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._place import show_elements
-from tapegrad.ops._rule import Op, Pointwise
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import Op
 from tapegrad.ops._view import detach_op
 from tapegrad.ops._write import copy_slices
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.tensor import Tensor
 
 
 def push_forward(rows: Iterable[Row], tangents: dict[int, Tensor]) -> None:

@@ -17,9 +17,10 @@ from tapegrad.autograd.rows import Row, handle, modified, operands, read_row
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_PRODUCER, LOOK_TRACED
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import let_go_of_filled
 from tapegrad.ops._view import as_strided_op
-from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
+from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 _lock = threading.Lock()

@@ -13,6 +13,7 @@ from tapegrad.engine.structs import (
     OUTER_STRIDES_OFFSET,
     STEP_OFFSET,
     i64,
+    internal,
     internal_inline,
     internal_words,
     layout_of,
@@ -270,6 +271,18 @@ def outer_offset(S, position, index):
         q = index // shape[d]
         offset += (index - q * shape[d]) * strides[d]
         index = q
+    return offset
+
+
+@internal
+def line_offset(S, strided, extents, j):
+    """Offset in elements of line `j` (a run along the last dim) of an array with the extents of one layout, the strides of another."""
+    offset = 0
+    for d in range(layout_of(S, extents).ndim - 2, -1, -1):
+        extent = shape_of(S, extents)[d]
+        q = j // extent
+        offset += (j - q * extent) * strides_of(S, strided)[d]
+        j = q
     return offset
 
 

@@ -26,14 +26,17 @@ from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.func._looping import loop_op, looped
 from tapegrad.grad_mode import set_grad_enabled
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._fold import Fold, Select
 from tapegrad.ops._kernel import empty
+from tapegrad.ops._operands import float_of_bits
 from tapegrad.ops._place import place, show_elements
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._product_ops import AffineOp, ProductOp
-from tapegrad.ops._rule import PUBLIC, Pointwise, float_of_bits
+from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._view import as_strided_op, detach_op
 from tapegrad.ops._write import copy_slices
-from tapegrad.tensor import Tensor, layout_facts, wrap
+from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
 

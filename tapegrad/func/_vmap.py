@@ -18,8 +18,9 @@ from tapegrad.autograd.tracing import bare, depth, mark, rows_between, transform
 from tapegrad.creation import as_tensor
 from tapegrad.func._batching import Batch
 from tapegrad.grad_mode import set_grad_enabled
+from tapegrad.metadata import check_dim
 from tapegrad.ops._rule import PUBLIC
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 # set by tapegrad.program: a compiled function, or a transformation of one, as a function that runs recorded programs; else None
 in_lanes: Callable[[Callable, Any, Any], Callable | None] | None = None

@@ -18,12 +18,12 @@ from tapegrad.nn._losses import (
     nll_loss,
     smooth_l1_loss,
 )
-from tapegrad.ops import activation, linalg, selecting
+from tapegrad.ops import activation, affine, selecting
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops import softmax as _softmax_ops
 from tapegrad.ops._fold import check_input
+from tapegrad.ops._operands import cast, constant
 from tapegrad.ops._reading import reads_values
-from tapegrad.ops._rule import cast, constant
 from tapegrad.ops.norms import vector_norm
 from tapegrad.ops.padding import constant_pad
 from tapegrad.tensor import Tensor
@@ -74,7 +74,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: of shape (out, in).
         bias: of shape (out,).
     """
-    return linalg.linear(input, weight, bias)
+    return affine.linear(input, weight, bias)
 
 
 # activations

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tapegrad import dtypes
-from tapegrad.ops._rule import Pointwise
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._translate import Translation, assignment, call, negative
 from tapegrad.ops._user_parts import Partial
 

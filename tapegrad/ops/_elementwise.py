@@ -21,7 +21,7 @@ from tapegrad.engine.usercode import identifier
 from tapegrad.grad_mode import is_grad_enabled
 from tapegrad.ops import _source
 from tapegrad.ops._derive import Derivation
-from tapegrad.ops._rule import Pointwise, scalar_environment
+from tapegrad.ops._pointwise import Pointwise, scalar_environment
 from tapegrad.ops._translate import Translation, as_argument, call, source_tree, text_of
 from tapegrad.ops._user_parts import Compiled
 from tapegrad.tensor import Tensor

@@ -16,9 +16,11 @@ from tapegrad import dtypes
 from tapegrad.engine.kernels import build_typed
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
+from tapegrad.metadata import check_dim, layout_facts
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, ReductionOp
 from tapegrad.ops._rule import Real
-from tapegrad.tensor import Tensor, check_dim, layout_facts
+from tapegrad.tensor import Tensor
 
 # elements of a chunk of a full reduction; columns of a block, with one and with two words each on the stack
 CHUNK = 16384
@@ -167,8 +169,7 @@ def plan_of(
 
 def check_input(name: str, x: Any) -> None:
     """Refuse what is no tensor, and dtypes there are no kernels for."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not {type(x).__name__}")
+    check_tensor(name, x)
     if x.dtype is dtypes.float16:
         raise RuntimeError(f"\"{name}\" not implemented for 'Half'")
 

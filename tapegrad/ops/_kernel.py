@@ -13,11 +13,14 @@ from tapegrad.engine.kernels import build_kernel, build_typed
 from tapegrad.engine.loops import environment, reverse_source
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_TRACED
+from tapegrad.metadata import layout_facts
 from tapegrad.ops import _source
+from tapegrad.ops._operands import float_of_bits, struct_bits
 from tapegrad.ops._over_tensors import partial_over_tensors
-from tapegrad.ops._rule import PUBLIC, Op, float_of_bits, scalar_environment, struct_bits
-from tapegrad.ops._view import as_method
-from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
+from tapegrad.ops._pointwise import scalar_environment
+from tapegrad.ops._public import as_method
+from tapegrad.ops._rule import PUBLIC, Op
+from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 

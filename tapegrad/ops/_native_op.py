@@ -21,10 +21,12 @@ from tapegrad.engine.kernels import build_kernel
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.usercode import check_function, copy_of, digest_of, identifier
 from tapegrad.grad_mode import is_grad_enabled
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._native_kernels import Look, Texts, array_name, spelled
-from tapegrad.ops._rule import FLOATS, broadcast_shapes, cast, constant, number_dtype, result_type
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype, result_type
+from tapegrad.ops._rule import FLOATS
+from tapegrad.tensor import Tensor
 
 _MOST_INPUTS = 3
 _signatures: dict[tuple, _Signature] = {}

@@ -13,7 +13,8 @@ from numba.extending import is_jitted
 from tapegrad import dtypes
 from tapegrad.engine.vecmath_ir import literal
 from tapegrad.ops import _source
-from tapegrad.ops._rule import PUBLIC, Pointwise
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor
 
 

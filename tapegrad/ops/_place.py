@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from tapegrad.engine.replay import scatter_view
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import STALE_VIEW, TRACKED_VIEW, buffer_of, i64, layout_of, row_at
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._view import Geometry, as_strided_op
-from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
+from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 

@@ -6,57 +6,22 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tapegrad import dtypes
 from tapegrad.engine.blas import bind_product, leading
 from tapegrad.engine.kernels import build_typed
 from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
+from tapegrad.metadata import layout_facts
 from tapegrad.ops import _matmul
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, template
-from tapegrad.ops._rule import NUMBERS, float_of_bits, struct_bits
-from tapegrad.tensor import Tensor, layout_facts, wrap
+from tapegrad.ops._operands import float_of_bits, struct_bits
+from tapegrad.ops._product_checks import need_kernel
+from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
-# how PyTorch's older routines name dtypes
-_C_NAMES = {
-    "float32": "float",
-    "float64": "double",
-    "float16": "c10::Half",
-    "int8": "signed char",
-    "int16": "short",
-    "int32": "int",
-    "int64": "long int",
-    "uint8": "unsigned char",
-    "bool": "bool",
-}
-
-
-def c_name(d: dtypes.dtype) -> str:
-    """A dtype as C++ calls it."""
-    return _C_NAMES[d.name]
-
-
-def need_tensor(name: str, argument: str, position: int, value: Any) -> None:
-    """Refuse anything but a tensor.
-
-    Raises:
-        TypeError: naming the function and the argument.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name}(): argument '{argument}' (position {position}) must be Tensor, not {type(value).__name__}"
-        )
-
-
-def need_kernel(routine: str, d: dtypes.dtype) -> None:
-    """Refuse dtypes that have no product.
-
-    Raises:
-        NotImplementedError: naming the routine and the dtype.
-    """
-    if d not in NUMBERS:
-        raise NotImplementedError(f"\"{routine}\" not implemented for '{d.tensor_type}'")
+# who asks for a plan, where it is no op (see engine/planned.py)
+MATMUL, LINEAR = -1, -2
 
 
 def is_readable(t: Tensor) -> bool:
@@ -151,7 +116,7 @@ class ProductOp(KernelOp):
             TypeError: naming the first of them.
         """
         for position, (name, value) in enumerate(zip(self.argument_names, operands, strict=True), 1):
-            need_tensor(self.name, name, position, value)
+            check_tensor(self.name, value, name, position)
 
     def first_run(self, asked: int, a: Tensor, b: Tensor) -> Tensor:
         """Check the operands, copy those BLAS cannot read, run, and remember how.
@@ -263,6 +228,16 @@ class AffineOp(ProductOp):
         if asked and p is a and q is b:
             rt.keep_plan(_S, TABLE, asked, x._id, a._id, b._id, self.code, rt.layout(tuple(shape)), x.dtype.code, block)
         return result
+
+
+def product_op(**options: Any) -> Callable[[Callable], ProductOp]:
+    """Declare a product by a function that checks two operands and gives the result's shape."""
+    return lambda function: ProductOp(function, inputs=["a", "b"], **options)
+
+
+def affine_op(**options: Any) -> Callable[[Callable], AffineOp]:
+    """Declare a product added to a third operand (see `AffineOp`)."""
+    return lambda function: AffineOp(function, inputs=["x", "a", "b"], **options)
 
 
 def product_parts(g: Any, a: Any, b: Any, need: int, transposed: bool) -> tuple:

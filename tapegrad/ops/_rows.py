@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tapegrad.engine.layout import line_offset
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import (
     ADJOINT_OFFSET,
@@ -26,7 +27,6 @@ from tapegrad.engine.structs import (
 )
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._rule import Real
-from tapegrad.ops.joining import line_offset
 from tapegrad.tensor import Tensor
 
 P: Any = None  # pointer to elements

@@ -25,7 +25,8 @@ from numba.extending import is_jitted
 from tapegrad import dtypes
 from tapegrad.engine.usercode import check_function
 from tapegrad.ops import activation, pointwise
-from tapegrad.ops._rule import FLOATS, PUBLIC, Pointwise
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import FLOATS, PUBLIC
 from tapegrad.ops._user_parts import Compiled
 from tapegrad.tensor import Tensor
 

@@ -12,7 +12,7 @@ from tapegrad import dtypes
 from tapegrad.engine.usercode import copy_of
 from tapegrad.ops import _source
 from tapegrad.ops._over_tensors import partial_over_tensors
-from tapegrad.ops._rule import Pointwise, scalar_environment
+from tapegrad.ops._pointwise import Pointwise, scalar_environment
 from tapegrad.tensor import Tensor
 
 

@@ -8,7 +8,6 @@ adjoint belongs in the adjoint of the base. So no view has a backward of its own
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,8 +15,10 @@ from tapegrad import errors
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_OP
+from tapegrad.metadata import layout_facts
+from tapegrad.ops._public import as_method
 from tapegrad.ops._rule import OPS, PUBLIC, Op
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.tensor import Tensor
 
 _S = rt.S
 _new = object.__new__
@@ -153,19 +154,6 @@ def view_op(
         return op
 
     return declare
-
-
-def as_method(op: Callable) -> Callable:
-    """A function of a tensor as a method."""
-
-    def method(self: Tensor, *args: Any, **named: Any) -> Any:
-        return op(self, *args, **named)
-
-    method.__name__ = op.__name__
-    method.__qualname__ = f"Tensor.{op.__name__}"
-    method.__doc__ = op.__doc__
-    method.__wrapped__ = inspect.unwrap(op)  # type: ignore[attr-defined]
-    return method
 
 
 def _any_geometry(geometry, shown):

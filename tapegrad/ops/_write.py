@@ -10,8 +10,10 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_NODE, LOOK_TRACED, LOOK_UNFOLLOWED
 from tapegrad.ops import _reading, pointwise
+from tapegrad.ops._operands import broadcast_shapes, result_type
 from tapegrad.ops._place import show_elements
-from tapegrad.ops._rule import Op, Pointwise, broadcast_shapes, result_type
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import Op
 from tapegrad.ops._view import check_view_may_be_written, rebuild
 from tapegrad.tensor import Tensor, check_id, wrap
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tapegrad.engine import vecmath
-from tapegrad.ops._rule import NUMBERS, Domain, Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import NUMBERS, Domain, Real
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.ops._pointwise import pointwise
 from tapegrad.ops._reading import computed
-from tapegrad.ops._rule import ALL, Real, pointwise
+from tapegrad.ops._rule import ALL, Real
 from tapegrad.tensor import Tensor
 
 
@@ -87,7 +88,7 @@ def to(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bo
         device: must be the CPU.
         copy: copy even if nothing changes.
     """
-    from tapegrad.tensor import device as device_type
+    from tapegrad.metadata import device as device_type
 
     for a in args:
         if isinstance(a, Tensor):

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapegrad.ops.linalg import composite, matmul
+from tapegrad.ops._arguments import check_tensors
+from tapegrad.ops._public import composite
+from tapegrad.ops.linalg import matmul
 from tapegrad.tensor import Tensor
 
 # labels are small integers: 0 to 51 for letters, from here on for the dims an ellipsis stands for
@@ -296,9 +298,7 @@ def einsum(*args: Any) -> Tensor:
     else:
         operands, parts, output = _parse_lists(args)
         key = (tuple(map(tuple, parts)), None if output is None else tuple(output))
-    for position, t in enumerate(operands):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"expected Tensor as element {position} in argument 1, but got {type(t).__name__}")
+    check_tensors(operands, 1)
     key = (*key, *(t.shape for t in operands))
     plan = _plans.get(key)
     if plan is None:

@@ -23,8 +23,8 @@ from tapegrad.ops._fold import (
     select_op,
 )
 from tapegrad.ops._kernel import empty
-from tapegrad.ops._rule import PUBLIC, Real
-from tapegrad.ops._view import as_method
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import Real
 from tapegrad.ops.reduction import SAMPLES, numpy_reduction, wanted
 from tapegrad.tensor import Tensor
 
@@ -345,5 +345,4 @@ median.__doc__ = r"""Lower middle element, of all or along `dim` as a pair with 
     """
 for _name, _function in (("max", max), ("min", min), ("median", median), ("aminmax", aminmax)):
     _function.__name__ = _function.__qualname__ = _name
-    PUBLIC[_name] = _function
-    setattr(Tensor, _name, as_method(_function))
+    export(_function)

@@ -14,14 +14,16 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _reading
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import empty, kernel_op
+from tapegrad.ops._operands import constant
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
-from tapegrad.ops._rule import constant
 from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
 from tapegrad.ops._write import _records, assign, check_no_overlap
-from tapegrad.ops.joining import check_tensor, export
-from tapegrad.ops.movement import narrow, one_of, part_of, select, unsqueeze
+from tapegrad.ops.shaping import unsqueeze
+from tapegrad.ops.slicing import narrow, one_of, part_of, select
 from tapegrad.tensor import Tensor
 
 _S = rt.S

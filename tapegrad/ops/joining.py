@@ -1,105 +1,35 @@
-"""Joining tensors, and what the other families of movement share."""
+"""Tensors joined along a dimension, an old one or a new one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.engine.layout import line_offset
 from tapegrad.engine.structs import (
     buffer_of,
     i64,
-    internal,
     layout_of,
     memcpy,
     row_at,
     shape_of,
     strides_of,
 )
+from tapegrad.metadata import check_dim
+from tapegrad.ops._arguments import check_tensors
 from tapegrad.ops._kernel import KernelOp, kernel_op
-from tapegrad.ops._rule import PUBLIC, Real, cast
-from tapegrad.ops._view import as_method
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.ops._operands import cast
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import Real
+from tapegrad.tensor import Tensor
 
 P: Any = None  # pointer to elements
 T: Any = None  # scalar type
 SIZE: Any = None  # bytes of an element
-
-
-# helpers of this family and of its neighbours
-
-
-def export(function: Callable, *aliases: str, method: bool = True, public: bool = True) -> Callable:
-    """Make a function part of the package and a method of tensors, under its name and further ones."""
-    for name in (function.__name__, *aliases):
-        if public:
-            PUBLIC[name] = function
-        if method:
-            setattr(Tensor, name, as_method(function))
-    return function
-
-
-def integers(name: str, values: Sequence[Any], argument: str = "size") -> tuple[int, ...]:
-    """Integers given as ``f(2, 3)`` or ``f((2, 3))``.
-
-    Raises:
-        TypeError: for anything but integers.
-    """
-    if len(values) == 1 and isinstance(values[0], Sequence | np.ndarray) and not isinstance(values[0], str):
-        values = values[0]
-    found = []
-    for position, value in enumerate(values):
-        try:
-            if isinstance(value, float):
-                raise TypeError
-            found.append(value.__index__())
-        except (AttributeError, TypeError):
-            raise TypeError(
-                f"{name}(): argument '{argument}' must be tuple of ints, but found element of type "
-                f"{type(value).__name__} at pos {position}"
-            ) from None
-    return tuple(found)
-
-
-def check_tensor(name: str, value: Any) -> None:
-    """Refuse anything but a tensor.
-
-    Raises:
-        TypeError: naming the function.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not {type(value).__name__}")
-
-
-def distinct_dims(dims: Any, ndim: int) -> list[int]:
-    """Dimensions counted from the front, each at most once.
-
-    Raises:
-        RuntimeError: if one appears twice.
-    """
-    found = [check_dim(d, ndim) for d in (dims if isinstance(dims, Sequence) else (dims,))]
-    for d in found:
-        if found.count(d) > 1:
-            raise RuntimeError(f"dim {d} appears multiple times in the list of dims")
-    return found
-
-
-@internal
-def line_offset(S, strided, extents, j):
-    """Offset in elements of line `j` (a run along the last dim) of an array with the extents of one layout, the strides of another."""
-    offset = 0
-    for d in range(layout_of(S, extents).ndim - 2, -1, -1):
-        extent = shape_of(S, extents)[d]
-        q = j // extent
-        offset += (j - q * extent) * strides_of(S, strided)[d]
-        j = q
-    return offset
-
-
-# joining
 
 
 def _tensor_list(name: str, tensors: Any) -> list[Tensor]:
@@ -107,9 +37,7 @@ def _tensor_list(name: str, tensors: Any) -> list[Tensor]:
         raise TypeError(
             f"{name}(): argument 'tensors' (position 1) must be tuple of Tensors, not {type(tensors).__name__}"
         )
-    for position, t in enumerate(tensors):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"expected Tensor as element {position} in argument 0, but got {type(t).__name__}")
+    check_tensors(tensors, 0)
     return list(tensors)
 
 

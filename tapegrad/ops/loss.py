@@ -15,6 +15,7 @@ from tapegrad.creation import zeros
 from tapegrad.engine.structs import internal
 from tapegrad.engine.vecmath import exp, log, log1p, sigmoid
 from tapegrad.engine.vecmath_ir import copysign, literal
+from tapegrad.metadata import Size
 from tapegrad.ops import _loss_kernels as kernels
 from tapegrad.ops import _reading
 from tapegrad.ops import pointwise as pw
@@ -23,11 +24,12 @@ from tapegrad.ops._fold_pairs import exponentials
 from tapegrad.ops._fold_sums import named
 from tapegrad.ops._kernel import empty
 from tapegrad.ops._loss_kernels import BLOCK, MEAN, NONE, SUM
+from tapegrad.ops._operands import broadcast_shapes, cast, float_of_bits, result_type, struct_bits
 from tapegrad.ops._over_tensors import over_tensors, tensor_form
-from tapegrad.ops._rule import Real, broadcast_shapes, cast, float_of_bits, result_type, struct_bits
+from tapegrad.ops._rule import Real
 from tapegrad.ops.selecting import scatter_sum
 from tapegrad.ops.softmax import log_softmax, softmax
-from tapegrad.tensor import Size, Tensor
+from tapegrad.tensor import Tensor
 
 _REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 

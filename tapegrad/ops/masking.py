@@ -7,19 +7,21 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import kernel_op
+from tapegrad.ops._operands import broadcast_shapes, constant
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
-from tapegrad.ops._rule import ALL, Real, broadcast_shapes, constant, pointwise
+from tapegrad.ops._rule import ALL, Real
 from tapegrad.ops.indexing import tensor_of
-from tapegrad.ops.joining import check_tensor, export
 from tapegrad.ops.selecting import in_place, same_dtype
 from tapegrad.tensor import Tensor
 
 
 def _check_bool(name: str, mask: Any) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{name}(): argument 'mask' must be Tensor, not {type(mask).__name__}")
+    check_tensor(name, mask, "mask", None)
     if mask.dtype is not dtypes.bool:
         raise RuntimeError(f"{name} only supports boolean masks, but got mask with dtype {mask.dtype.name}")
     return mask

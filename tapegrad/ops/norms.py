@@ -10,8 +10,9 @@ import numpy as np
 from tapegrad.ops import _fold_pairs, _fold_sums
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import PAIR_COLUMNS, check_input, fold_op, normal_dims, plan_of
-from tapegrad.ops._rule import PUBLIC, Real, cast
-from tapegrad.ops._view import as_method
+from tapegrad.ops._operands import cast
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import Real
 from tapegrad.ops.extremes import norms_of_infinity
 from tapegrad.ops.pointwise import pow
 from tapegrad.ops.reduction import SAMPLES, computed_in, numpy_reduction, sum
@@ -134,5 +135,4 @@ def norm(
     return vector_norm(input, 2 if p is None else p, dim, keepdim, dtype=dtype)
 
 
-PUBLIC["norm"] = norm
-Tensor.norm = as_method(norm)
+export(norm)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tapegrad.engine.structs import ADJOINT_OFFSET, STORE_OFFSET, buffer_of, f64, i64, internal, row_at
 from tapegrad.ops._kernel import kernel_op
-from tapegrad.ops._rule import struct_bits
+from tapegrad.ops._operands import struct_bits
 from tapegrad.tensor import Tensor
 
 P = T = None

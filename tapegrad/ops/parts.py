@@ -9,26 +9,19 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes
+from tapegrad.metadata import check_dim
+from tapegrad.ops._arguments import check_tensor, integers
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import reads_values
 from tapegrad.ops._view import ViewOp
 from tapegrad.ops.convert import clone
 from tapegrad.ops.indexing import FULL, basic_view
-from tapegrad.ops.joining import cat, check_tensor, export, integers
-from tapegrad.ops.movement import (
-    diagonal,
-    expand,
-    flatten,
-    movedim,
-    narrow,
-    one_of,
-    part_of,
-    reshape,
-    transpose,
-    unsqueeze,
-    view,
-)
+from tapegrad.ops.joining import cat
 from tapegrad.ops.rearranging import diagonal_matrices, flip, repeat, turn
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.ops.shaping import expand, flatten, reshape, unsqueeze, view
+from tapegrad.ops.slicing import diagonal, narrow, one_of, part_of
+from tapegrad.ops.transposing import movedim, transpose
+from tapegrad.tensor import Tensor
 
 # several views at once
 

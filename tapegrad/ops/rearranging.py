@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tapegrad.engine.layout import line_offset
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.structs import (
     ADJOINT_OFFSET,
@@ -21,11 +22,12 @@ from tapegrad.engine.structs import (
     shape_of,
     strides_of,
 )
+from tapegrad.metadata import check_dim
+from tapegrad.ops._arguments import check_tensor, distinct_dims, integers
 from tapegrad.ops._kernel import KernelOp, kernel_op
 from tapegrad.ops._rule import PUBLIC
-from tapegrad.ops.joining import check_tensor, distinct_dims, integers, line_offset
-from tapegrad.ops.movement import reshape_fresh
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.ops.shaping import reshape_fresh
+from tapegrad.tensor import Tensor
 
 P: Any = None  # pointer to elements
 T: Any = None  # scalar type

@@ -16,8 +16,9 @@ from tapegrad.ops import _fold_pairs, _fold_sums
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import PAIR_COLUMNS, check_input, fold_op, normal_dims, plan_of, select_op
 from tapegrad.ops._kernel import empty
-from tapegrad.ops._rule import PUBLIC, Real, cast
-from tapegrad.ops._view import as_method
+from tapegrad.ops._operands import cast
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import Real
 from tapegrad.ops.pointwise import exp
 from tapegrad.tensor import Tensor
 
@@ -500,6 +501,6 @@ for _op in (all, any, count_nonzero):
     _op.forward(_fold_sums.fold_kernel)
 
 
-for _function in (nanmean, var_mean, std_mean):
-    PUBLIC[_function.__name__] = _function
-Tensor.nanmean = as_method(nanmean)
+export(nanmean)
+for _function in (var_mean, std_mean):
+    export(_function, method=False)

@@ -15,8 +15,9 @@ from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import check_input, one_dim, plan_of, select_op
 from tapegrad.ops._fold_places import place_parts, place_reverse
 from tapegrad.ops._kernel import empty, kernel_op
-from tapegrad.ops._rule import PUBLIC, Real, cast
-from tapegrad.ops._view import as_method
+from tapegrad.ops._operands import cast
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import PUBLIC, Real
 from tapegrad.ops.extremes import result_tuple
 from tapegrad.ops.joining import cat
 from tapegrad.ops.rearranging import flip
@@ -221,8 +222,7 @@ def _extreme_scan(name: str, largest: builtins.bool, function: Callable) -> Any:
         f"    .. math:: y_i = \\{sign}_{{k \\le i}} x_k\n\n"
         "    Args:\n        input: the tensor.\n        dim: the dim to run along.\n    "
     )
-    PUBLIC[name] = public
-    setattr(Tensor, name, as_method(public))
+    export(public)
     return op
 
 

@@ -10,8 +10,12 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
+from tapegrad.metadata import check_dim
 from tapegrad.ops import pointwise as pw
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, kernel_op
+from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import (
     gather_along,
@@ -23,11 +27,10 @@ from tapegrad.ops._rows import (
     take_rows,
     taking,
 )
-from tapegrad.ops._rule import PUBLIC, broadcast_shapes, cast, constant, number_dtype
+from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._write import assign
 from tapegrad.ops.convert import clone
-from tapegrad.ops.joining import check_tensor, export
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 _INDEX_DTYPES = (dtypes.int64, dtypes.int32)
 
@@ -42,8 +45,7 @@ def _index_of(name: str, index: Any) -> Tensor:
         TypeError: if it is no tensor.
         RuntimeError: if it has another dtype.
     """
-    if not isinstance(index, Tensor):
-        raise TypeError(f"{name}(): argument 'index' must be Tensor, not {type(index).__name__}")
+    check_tensor(name, index, "index", None)
     if index.dtype not in _INDEX_DTYPES:
         raise RuntimeError(f"{name}(): Expected dtype int32/int64 for index, but got {index.dtype.name}")
     return cast(index, dtypes.int64).contiguous()  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from tapegrad.engine.vecmath import exp, log
 from tapegrad.ops._fold import PAIR_COLUMNS, check_input, one_dim, plan_of, select_op
 from tapegrad.ops._fold_pairs import exponentials
 from tapegrad.ops._fold_sums import larger
-from tapegrad.ops._rule import cast
+from tapegrad.ops._operands import cast
 from tapegrad.ops.pointwise import exp as exp_of
 from tapegrad.tensor import Tensor
 

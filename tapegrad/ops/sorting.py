@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapegrad.creation import from_copy
+from tapegrad.metadata import check_dim
+from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp
+from tapegrad.ops._operands import result_type
+from tapegrad.ops._public import export
 from tapegrad.ops._reading import computed, reads_values
 from tapegrad.ops._rows import gather_along, gathering
-from tapegrad.ops._rule import result_type
 from tapegrad.ops.indexing import tensor_of
-from tapegrad.ops.joining import check_tensor, export
-from tapegrad.tensor import Tensor, check_dim
+from tapegrad.tensor import Tensor
 
 
 class sort_result(NamedTuple):

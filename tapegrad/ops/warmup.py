@@ -9,8 +9,9 @@ from tapegrad import dtypes
 from tapegrad.engine import native, structs
 from tapegrad.engine.runtime import rt
 from tapegrad.ops._kernel import KernelOp
-from tapegrad.ops._rule import Pointwise, built_in_ops
-from tapegrad.ops.arithmetic import install_native_methods
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import built_in_ops
+from tapegrad.ops.operators import install_native_methods
 
 
 def warmup_jobs(names: Sequence[str]) -> list[tuple[str, Callable[[], None]]]:

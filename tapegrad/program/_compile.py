@@ -18,6 +18,7 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.func._derivatives import value_and_grad
+from tapegrad.metadata import layout_facts
 from tapegrad.program.callable import Native
 from tapegrad.program.calls import Call, CompiledCall, Template, pull_back
 from tapegrad.program.capture import Capture, capturing
@@ -26,7 +27,7 @@ from tapegrad.program.passes import optimised
 from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, Ran, own_tensors
 from tapegrad.program.showing import graph, table
 from tapegrad.program.values import Value
-from tapegrad.tensor import Tensor, layout_facts
+from tapegrad.tensor import Tensor
 
 _S = rt.S
 _GRAD = structs.REQUIRES_GRAD << 8

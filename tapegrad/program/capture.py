@@ -37,8 +37,9 @@ from tapegrad.engine.tape import (
 )
 from tapegrad.func._batching import call_of, lanes_op
 from tapegrad.func._looping import loop_op
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import KernelOp, filled_op
-from tapegrad.ops._rule import Pointwise
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._write import copy_slices
 from tapegrad.ops.convert import clone
 from tapegrad.program.stand_ins import OPERANDS, with_operands
@@ -56,7 +57,7 @@ from tapegrad.program.values import (
     constant_of,
     view_of,
 )
-from tapegrad.tensor import Tensor, check_id, layout_facts, wrap
+from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 _HERE = str(Path(tapegrad.__file__).parent)

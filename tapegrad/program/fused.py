@@ -11,7 +11,7 @@ from numba import types
 from tapegrad.engine import kernels, streams, structs
 from tapegrad.engine.loops import DTYPES, environment
 from tapegrad.ops import _source
-from tapegrad.ops._rule import Pointwise, scalar_environment
+from tapegrad.ops._pointwise import Pointwise, scalar_environment
 from tapegrad.program.values import Fusion, Instruction, Value
 
 _scalars: dict[tuple[Pointwise, int], Any] = {}

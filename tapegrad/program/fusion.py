@@ -13,10 +13,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from tapegrad.ops._rule import Pointwise
+from tapegrad.metadata import layout_facts
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.program.fused import loop_of
 from tapegrad.program.values import Call, Code, Fusion, Guard, Instruction, Step, Value
-from tapegrad.tensor import layout_facts
 
 _FEWEST, _MOST = 2, 128  # instructions of a group
 # nanoseconds that fusing an instruction saves, by itself and for each element; of Black–Scholes in blocks of 1,024, 0.2 an element

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 
-from tapegrad.ops._rule import Pointwise
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.program.values import COMPUTED, Code, Instruction, Value
 
 _SMALL, _LINE = 16, 64

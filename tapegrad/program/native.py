@@ -31,12 +31,13 @@ from tapegrad.engine.programs import (
 )
 from tapegrad.engine.record import PARALLEL_WORK
 from tapegrad.engine.runtime import rt
+from tapegrad.metadata import layout_facts
 from tapegrad.ops import pointwise as pw
-from tapegrad.ops._rule import Op, Pointwise
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import Op
 from tapegrad.program.fused import loop_of
 from tapegrad.program.memory import planned
 from tapegrad.program.values import CONSTANT, VIEW, Call, Code, Fusion, Guard, Instruction, Value
-from tapegrad.tensor import layout_facts
 
 _S = rt.S
 _LARGE = 1 << 20  # bytes

@@ -13,8 +13,8 @@ import numpy as np
 
 from tapegrad import dtypes
 from tapegrad.engine.runtime import rt
+from tapegrad.metadata import layout_facts
 from tapegrad.ops._rule import Op
-from tapegrad.tensor import layout_facts
 
 _numbers = itertools.count()
 

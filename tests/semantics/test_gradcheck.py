@@ -1,17 +1,15 @@
 """gradcheck and gradgradcheck: what passes, what is caught, and with which words."""
 
-import importlib
 import re
 import warnings
 
 import pytest
 
 import tapegrad as tg
-from tapegrad.autograd import gradcheck, gradgradcheck
+from tapegrad.autograd import checks, gradcheck, gradgradcheck
 from tapegrad.autograd.gradcheck import GradcheckError
 from tests.helpers import leaf, raises
 
-module = importlib.import_module("tapegrad.autograd.gradcheck")  # the name in the package is the function
 both_modes = pytest.mark.parametrize("fast", [False, True])
 
 
@@ -39,8 +37,8 @@ def twisted(monkeypatch):
     """Replace `autograd.grad` as gradcheck sees it by a function of the right one and a call's arguments."""
 
     def install(fault):
-        right = module.grad
-        monkeypatch.setattr(module, "grad", lambda *args, **named: fault(right, *args, **named))
+        right = checks.grad
+        monkeypatch.setattr(checks, "grad", lambda *args, **named: fault(right, *args, **named))
 
     return install
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from tapegrad.engine import structs, vecmath
-from tapegrad.ops._rule import FLOATS, INTEGERS, NUMBERS, Domain, Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import FLOATS, INTEGERS, NUMBERS, Domain, Real
 
 # scalar helpers for what is no single expression
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tapegrad.ops._rule import ALL, NUMBERS, Domain, Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import ALL, NUMBERS, Domain, Real
 
 
 @pointwise(domain=Real(), reference="numpy:minimum", dtypes=ALL, cost=2)

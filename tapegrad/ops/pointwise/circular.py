@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tapegrad.engine import vecmath
-from tapegrad.ops._rule import Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import Real
 
 
 @pointwise(domain=Real(), reference="numpy:sin")

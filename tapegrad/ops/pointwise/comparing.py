@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tapegrad import dtypes
-from tapegrad.ops._rule import ALL, DISCRETE, INTEGERS, Domain, Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import ALL, DISCRETE, INTEGERS, Domain, Real
 
 
 @pointwise(domain=Real(), reference="numpy:equal", dtypes=ALL, out=dtypes.bool, cost=2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tapegrad.engine import structs, vecmath
-from tapegrad.ops._rule import Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import Real
 
 LN2 = 0.6931471805599453
 LN10 = 2.302585092994046

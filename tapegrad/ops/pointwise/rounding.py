@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tapegrad.engine import vecmath
-from tapegrad.ops._rule import NUMBERS, Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import NUMBERS, Real
 
 
 @pointwise(

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from tapegrad.engine import structs, vecmath
-from tapegrad.ops._rule import NUMBERS, Domain, Real, pointwise
+from tapegrad.ops._pointwise import pointwise
+from tapegrad.ops._rule import NUMBERS, Domain, Real
 
 TWO_OVER_ROOT_PI = 1.1283791670955126
 ROOT_HALF = 0.7071067811865476
