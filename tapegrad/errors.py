@@ -247,7 +247,7 @@ DIRTY_NOT_INPUT = (
 # recorded programs: of a shape, and where in the source
 COMPILE_ALIASED = (
     "compile: a value of shape {} was written to through another tensor that shares its memory (from detach(), .data or the like) and is "
-    "used again; clone() it before it is written to"
+    "used again{}; clone() it before it is written to"
 )
 COMPILE_ARGUMENT = (
     "compile: the function writes to its argument of shape {} in place{}; a recorded program would not write to the caller's tensor. Return "
@@ -264,6 +264,14 @@ COMPILE_MUTATED = (
 COMPILE_UNSEEN = (
     "compile: the function writes in place to a tensor of shape {} that requires grad while gradients are switched off{}; a recorded program "
     "would not know what its gradient is. Write to its detach().clone(), or switch gradients on"
+)
+COMPILE_DATA = (
+    "compile: the function assigns to or from .data of a tensor of shape {} that depends on its arguments{}; a recorded program would not "
+    "repeat that. Use copy_(), or work with the new value"
+)
+COMPILE_SEEDED = (
+    "compile: the function draws random numbers from a generator whose state it has set{}; a recorded program would go on with other numbers. "
+    "Make and seed the generator outside of the function"
 )
 COMPILE_LATE = (
     "compile: a view of shape {} that was taken while gradients are switched off is used after its base was written to{}; a recorded program "

@@ -12,6 +12,14 @@ from tapegrad.creation import check_device, filled, shape_argument, with_grad
 from tapegrad.tensor import Tensor
 
 
+def _nobody(generator: Generator) -> None:
+    pass
+
+
+# called before a generator's state is set, for who records a program (see autograd/sampling.py)
+seeded: Callable[[Generator], None] = _nobody
+
+
 class Generator:
     """A source of random numbers with a seed of its own.
 
@@ -28,6 +36,7 @@ class Generator:
 
     def manual_seed(self, seed: int) -> Generator:
         """Start again from a seed; returns the generator."""
+        seeded(self)
         self._seed = int(seed)
         self._numpy = np.random.Generator(np.random.Philox(self._seed & 0xFFFFFFFFFFFFFFFF))
         return self
@@ -47,6 +56,7 @@ class Generator:
 
     def set_state(self, state: dict) -> None:
         """Continue from a state that `get_state` gave."""
+        seeded(self)
         self._numpy.bit_generator.state = state
 
 

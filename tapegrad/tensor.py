@@ -341,10 +341,9 @@ class Tensor:
                 f"Attempted to set the data of a {self.dtype} tensor to a {value.dtype} one: incompatible tensor type"
             )
         if rt.look(_S, self._id, LOOK_TRACED) or rt.look(_S, value._id, LOOK_TRACED):
-            from tapegrad.autograd.sampling import refuse_data
+            from tapegrad.autograd.sampling import before_rebinding
 
-            for t in (self, value):
-                refuse_data(t, errors.DATA_SET_IN_VMAP)
+            before_rebinding(self, value)
         twin = check_id(rt.share_leaf(_S, value._id, 1))
         rt.take_memory(_S, self._id, twin)
         rt.release(_S, twin)
@@ -454,6 +453,10 @@ class Tensor:
     # printing
 
     def __repr__(self) -> str:
+        if recorders:
+            from tapegrad.autograd.sampling import before_printing
+
+            before_printing(self)
         node = self.grad_fn
         return format_tensor(
             self._memory_array(),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tapegrad import random
+from tapegrad import errors, random
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.rows import Row, handle, operands, shape_of
 from tapegrad.autograd.tracing import Recorder, bare, is_traced, mark, recorder_of_thread, rows_between
@@ -184,6 +184,12 @@ def before_reading(t: Tensor) -> bool:
     return recorder is not None and recorder.read(t)
 
 
+def before_printing(t: Tensor) -> None:
+    """Tell who records a program that what it does may depend on a tensor's text; elsewhere `vmap` prints the first sample."""
+    if recorder_of_thread() is not None:
+        before_reading(t)
+
+
 def refuse_data(t: Tensor, message: str) -> None:
     """Refuse what reaches past the trace to a tensor's memory.
 
@@ -292,12 +298,32 @@ def random_samples(
     return first
 
 
+def before_rebinding(target: Tensor, value: Tensor) -> None:
+    """Refuse an assignment to `.data` where not all samples have their own, and tell who records a program.
+
+    Raises:
+        RuntimeError: if this thread is inside `vmap`, or its program could not repeat it.
+    """
+    for t in (target, value):
+        refuse_data(t, errors.DATA_SET_IN_VMAP)
+    recorder = recorder_of_thread()
+    if recorder is not None:
+        recorder.rebound(target, value)
+
+
+def _seeded(generator: random.Generator) -> None:
+    recorder = recorder_of_thread()
+    if recorder is not None:
+        recorder.seeded(generator)
+
+
 def _recorder_of_whole_values() -> Recorder | None:
     # not while a function runs on the first sample of a batch
     return None if is_sampling() else recorder_of_thread()
 
 
 random.draw_samples = random_samples
+random.seeded = _seeded
 _reading.recorder_of_thread = _recorder_of_whole_values
 _reading.check_write = check_write
 _reading.is_sampling = is_sampling

@@ -77,6 +77,12 @@ class Recorder(Protocol):
     def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
         """A tensor of random numbers, to be drawn again at each run."""
 
+    def rebound(self, target: Tensor, value: Tensor) -> None:
+        """The memory of a tensor is about to be replaced by that of another."""
+
+    def seeded(self, generator: random.Generator) -> None:
+        """The state of a generator is about to be set."""
+
     def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
         """What a NumPy function makes of values, to be called again at each run."""
 

@@ -226,17 +226,11 @@ class Compiled(Callables):
         return family
 
     def _capture(self, family: Family, leaves: Sequence[Any]) -> Program:
-        capture = Capture()
-        arrays: list[bool] = []
-        given: list[Any] = []
-        for leaf in leaves:
-            if isinstance(leaf, Tensor | np.ndarray):
-                arrays.append(isinstance(leaf, np.ndarray))
-                given.append(capture.argument(as_tensor(leaf)))
-            else:
-                given.append(leaf)
-        positions = [p for p, leaf in enumerate(leaves) if isinstance(leaf, Tensor | np.ndarray)]
-        program = self._captured(capture, family, given, arrays, positions)
+        before = rt.set_mode(_S, 0)
+        try:
+            program = self._captured(Capture(), family, leaves)
+        finally:
+            rt.set_mode(_S, before)
         with self._lock:
             self._captures += 1
             family.misses += 1
@@ -244,27 +238,27 @@ class Compiled(Callables):
             self._drop()
         return program
 
-    def _captured(
-        self, capture: Capture, family: Family, given: list[Any], arrays: list[bool], positions: list[int]
-    ) -> Program:
+    def _captured(self, capture: Capture, family: Family, leaves: Sequence[Any]) -> Program:
+        positions = [p for p, leaf in enumerate(leaves) if isinstance(leaf, Tensor | np.ndarray)]
+        arrays = [isinstance(leaves[p], np.ndarray) for p in positions]
+        given = list(leaves)
+        for p in positions:
+            given[p] = capture.argument(as_tensor(leaves[p]))
         args, kwargs = self.arguments(family, given)
-        before = rt.set_mode(_S, 0)
-        try:
-            with capture.running():
-                result = self.function(*args, **kwargs)
-                leaves, structure = _tree.flatten(result)
-                values: list[Value] = []
-                places: list[Place] = []
-                tracked: list[bool] = []
-                for leaf in leaves:
-                    if isinstance(leaf, Tensor):
-                        places.append(Place(len(values), None))
-                        values.append(capture.result(leaf))
-                        tracked.append(leaf.requires_grad)
-                    else:
-                        places.append(Place(-1, leaf.copy() if isinstance(leaf, np.ndarray) else leaf))
-        finally:
-            rt.set_mode(_S, before)
+        values: list[Value] = []
+        places: list[Place] = []
+        tracked: list[bool] = []
+        with capture.running():
+            result = self.function(*args, **kwargs)
+            found, structure = _tree.flatten(result)
+            for leaf in found:
+                if isinstance(leaf, Tensor):
+                    places.append(Place(len(values), None))
+                    values.append(capture.result(leaf))
+                    tracked.append(leaf.requires_grad)
+                else:
+                    places.append(Place(-1, leaf.copy() if isinstance(leaf, np.ndarray) else leaf))
+        capture.check_unchanged()
         if not values:
             raise TypeError(
                 f"compile: {self._name} returned no tensor but {_named(result)}; return the tensors it computes (not numbers made of them "

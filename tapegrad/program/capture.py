@@ -100,10 +100,16 @@ class Drawn:
 
 def _line() -> str:
     # the innermost line outside of the package
-    frame = sys._getframe(2)
+    frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):  # type: ignore[redundant-expr]
         frame = frame.f_back  # type: ignore[assignment]
     return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _where() -> str:
+    # for messages
+    line = _line()
+    return f" ({line})" if line else ""
 
 
 def capturing() -> bool:
@@ -126,6 +132,10 @@ class Capture:
         self._constants: dict[tuple[int, int, int], Value] = {}
         self._guarded: set[Value] = set()
         self._generators: list[tuple[random.Generator, dict]] = []  # with their state before the capture
+        self._seeded: list[random.Generator] = []
+        self._apart: dict[int, set[int]] = {}  # by storage, those over the same memory that count writes for themselves
+        self._overwritten: set[int] = set()  # storages whose memory was written to through another one
+        self._kept: list[tuple[Tensor, tuple[int, int], bytes]] = []  # tensors from outside as they were before
 
     # inputs
 
@@ -144,6 +154,8 @@ class Capture:
         self.inputs.append(value)
         self._given.add(t._id)
         self._define(t._id, value)
+        if isinstance(source, Captured):
+            self._kept.append((t, self._version(t._id), t._memory_array().tobytes()))
 
     def _stand_in(self, k: int) -> int:
         # for a tensor that was there before the capture
@@ -157,12 +169,31 @@ class Capture:
         return twin._id
 
     def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
-        """Random numbers, to be drawn again at each run."""
+        """Random numbers, to be drawn again at each run.
+
+        Raises:
+            RuntimeError: if the function has set the generator's state, which a run does not repeat.
+        """
+        if any(generator is g for g in self._seeded):
+            raise RuntimeError(errors.COMPILE_SEEDED.format(_where()))
         if not any(generator is g for g, _ in self._generators):
             self._generators.append((generator, generator.get_state()))
         made = draw()
         self._input(made, Drawn(draw, generator))
         return made
+
+    def rebound(self, target: Tensor, value: Tensor) -> None:
+        """Refuse an assignment to `.data` that depends on inputs.
+
+        Raises:
+            RuntimeError: if it does.
+        """
+        if target._id in self.values or value._id in self.values:
+            raise RuntimeError(errors.COMPILE_DATA.format(list(target.shape), _where()))
+
+    def seeded(self, generator: random.Generator) -> None:
+        """Note that the function sets a generator's state."""
+        self._seeded.append(generator)
 
     def rewind(self) -> None:
         """Have generators draw again what they drew during the capture."""
@@ -181,6 +212,12 @@ class Capture:
     def _note_version(self, k: int) -> None:
         if k in self.values:
             self._written[k] = self._version(k)
+
+    def _note_apart(self, k: int, twin: int) -> None:
+        storages = {rt.look(_S, q, LOOK_STORAGE) for q in (k, twin)}
+        whole = storages.union(*(self._apart.get(s, ()) for s in storages))
+        for storage in whole:
+            self._apart[storage] = whole
 
     def _version(self, k: int) -> tuple[int, int]:
         return rt.look(_S, k, LOOK_STORAGE), rt.look(_S, k, LOOK_VERSION)
@@ -227,8 +264,9 @@ class Capture:
         if k in self.values:
             if not rt.look(_S, k, LOOK_TRACED):
                 rt.set_flag(_S, k, structs.TRACED, 1)
-            if not shared and not rt.look(_S, k, LOOK_STALE) and self._version(k) != self._written[k]:
-                raise RuntimeError(errors.COMPILE_ALIASED.format(list(self.values[k].shape)))
+            lost = self._overwritten and rt.look(_S, k, LOOK_STORAGE) in self._overwritten
+            if not shared and not rt.look(_S, k, LOOK_STALE) and (lost or self._version(k) != self._written[k]):
+                raise RuntimeError(errors.COMPILE_ALIASED.format(list(self.values[k].shape), _where()))
             return k
         # a view that has to follow its base is asked for again once it does
         return self._stand_in(k) if rt.look(_S, k, LOOK_OLDER) and not rt.look(_S, k, LOOK_STALE) else k
@@ -250,15 +288,16 @@ class Capture:
         elif root is not None and self._hides_gradient(k):
             message = errors.COMPILE_UNSEEN
         if message:
-            line = _line()
             shape = layout_facts(rt.look(_S, k, LOOK_META) >> 16)[0] if root is None else root.shape
-            raise RuntimeError(message.format(list(shape), f" ({line})" if line else ""))
+            raise RuntimeError(message.format(list(shape), _where()))
+        if name != "set_grad":
+            storage = rt.look(_S, k, LOOK_STORAGE)
+            self._overwritten |= self._apart.get(storage, set()) - {storage}
 
     def _check_view(self, old: int, new: int) -> None:
         if old in self._blind and self._requires_grad(new):
-            line = _line()
             shape = layout_facts(rt.look(_S, new, LOOK_META) >> 16)[0]
-            raise RuntimeError(errors.COMPILE_LATE.format(list(shape), f" ({line})" if line else ""))
+            raise RuntimeError(errors.COMPILE_LATE.format(list(shape), _where()))
 
     def _hides_gradient(self, k: int) -> bool:
         # whether a write to a buffer would pass a gradient by that the memory's owner carries
@@ -281,6 +320,8 @@ class Capture:
             self._blind.add(k)
         if name == "share_leaf" and given[0] in self.values:
             self._define(k, self.values[given[0]])
+            if given[1] == 1:
+                self._note_apart(given[0], k)
         elif index >= 0 and name != "share_leaf":
             row = read_row(index)
             if row.flags & structs.TRACED_ROW and row.out == k:
@@ -433,6 +474,17 @@ class Capture:
                     yield
             finally:
                 rt.mark_older(_S, 0)
+
+    def check_unchanged(self) -> None:
+        """Refuse a function that wrote to tensors from outside where no operation shows it, such as through a NumPy array.
+
+        Raises:
+            RuntimeError: if it did.
+        """
+        for t, version, before in self._kept:
+            # an operation of another thread is not the function's
+            if self._version(t._id) == version and t._memory_array().tobytes() != before:
+                raise RuntimeError(errors.COMPILE_MUTATED.format(list(t.shape), ""))
 
     def result(self, t: Tensor) -> Value:
         """The value of a tensor that the function returned."""

@@ -83,6 +83,16 @@ class _DrawnBefore:
         """The next of the numbers."""
         return next(self._draws)
 
+    def rebound(self, target: Tensor, value: Tensor) -> None:
+        """What assigning to `.data` means to who records."""
+        if self._outer is not None:
+            self._outer.rebound(target, value)
+
+    def seeded(self, generator: random.Generator) -> None:
+        """What seeding means to who records."""
+        if self._outer is not None:
+            self._outer.seeded(generator)
+
     def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
         """What computing means to who records."""
         if self._outer is not None:

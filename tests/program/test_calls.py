@@ -79,6 +79,15 @@ class TestGradients:
         with tg.inference_mode():
             assert f(x).is_inference()
 
+    def test_recorded_in_inference_mode(self):
+        w = leaf(1.0, 2.0)
+        f = tg.compile(lambda x: x * w.exp())
+        with tg.inference_mode():
+            assert f(tg.ones(2)).is_inference()
+        x = leaf(1.0, 1.0)
+        f(x).sum().backward()
+        same(x.grad, w.exp())
+
     def test_of_captured_tensors(self):
         w, b = leaf(1.0, 2.0), leaf(0.5)
         f = tg.compile(lambda x: (x * w + b).sum())

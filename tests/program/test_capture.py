@@ -197,6 +197,40 @@ class TestWritesInside:
         with pytest.raises(RuntimeError, match="was written to through another tensor that shares its memory"):
             tg.compile(g)(tg.ones(2))
 
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ("y = x * 1; y.data[0] = 5; return y * 2", "was written to through another tensor"),
+            ("y = x * 1; d = y.data; y.mul_(2); return d * 2", "was written to through another tensor"),
+            ("y = x * 1; y.data = x * 3; return y", r"assigns to or from .data of a tensor of shape \[2\]"),
+            ("y = tg.ones(2); y.data = x; return y", "assigns to or from .data"),
+        ],
+    )
+    def test_through_data_are_refused(self, body, message):
+        space = {"tg": tg}
+        exec("def g(x):\n    " + body, space)
+        with pytest.raises(RuntimeError, match=message):
+            tg.compile(space["g"])(tg.ones(2))
+
+    def test_through_data_of_what_nobody_uses(self):
+        def g(x):
+            y = x.clone().data
+            y[0] = 7
+            return y * x.data
+
+        same(tg.compile(g)(leaf(1.0, 2.0)), tg.tensor([7.0, 4.0]))
+
+    def test_to_memory_shared_with_numpy_are_refused(self):
+        array = np.ones(2)
+
+        def g(x):
+            y = x * tg.from_numpy(array)
+            array[0] = 7
+            return y
+
+        with pytest.raises(RuntimeError, match=r"writes to a tensor of shape \[2\] that it did not make itself"):
+            tg.compile(g)(tg.ones(2))
+
     def test_that_no_gradient_would_know_of_are_refused(self):
         def g(x):
             y = x * 1

@@ -91,6 +91,12 @@ def test_nan_takes_the_path_it_takes_in_python():
         lambda t: [1, 2, 3][t.long()],
         lambda t: len(range(t.long())),
         lambda t: np.asarray(t.detach()).sum().item(),
+        lambda t: len(str(t)) + len(f"{t.detach():.2f}"),
+        lambda t: round(t.item()) + math.floor(t) + math.sin(t),
+        lambda t: 2 if 0.5 < t < 2.5 else 3,
+        lambda t: 2 if t in (1.0, 3.0) else 3,
+        lambda t: np.sin(t.detach()).item(),
+        lambda t: np.float64(t.detach()),
     ],
 )
 def test_every_way_to_read_is_guarded(read):

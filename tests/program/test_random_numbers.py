@@ -67,6 +67,19 @@ def test_generators_given():
     same(run(True), run(False))
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: (tg.manual_seed(0), tg.rand(2))[1],
+        lambda: tg.rand(2, generator=tg.Generator()),
+        lambda: (tg.set_rng_state(tg.get_rng_state()), tg.rand(2))[1],
+    ],
+)
+def test_generators_seeded_inside_are_refused(draw):
+    with pytest.raises(RuntimeError, match=r"a generator whose state it has set \(test_random_numbers.py:\d+\)"):
+        tg.compile(lambda x: x * draw())(tg.ones(2))
+
+
 def test_gradients_use_the_numbers_of_their_run():
     """The backward of a call runs the function again: it must see the numbers the forward saw."""
     f = tg.compile(lambda x: (x * tg.rand(3)).sum())
