@@ -7,7 +7,8 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.engine.structs import SELECT
-from tapegrad.ops._rule import Pointwise, built_in_ops
+from tapegrad.ops._pointwise import Pointwise
+from tapegrad.ops._rule import built_in_ops
 from tapegrad.program import fusion
 from tapegrad.program.fused import loop_of
 from tapegrad.program.fusion import Fusing, fused

@@ -37,7 +37,7 @@ def test_the_graph():
 def test_counts():
     f = tg.compile(lambda x: x.sin() if x > 0 else x.cos())
     assert set(f.stats()) == {
-        "programs", "instructions", "guards", "captures", "recaptures", "replays", "dropped", "eager", "bytes",
+        "programs", "fused", "instructions", "guards", "captures", "recaptures", "replays", "dropped", "eager", "bytes",
     }  # fmt: skip
     assert not any(f.stats().values())
     for k in (1.0, 2.0, -1.0, 3.0):
