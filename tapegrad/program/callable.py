@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,7 @@ class _Pool:
     def __init__(self, name: str, programs: Sequence[Program]) -> None:
         for program in programs:
             _check(name, program)
+            program.fuse(math.inf)  # what is called from compiled code runs often
         code = programs[0].code
         count = sum(isinstance(v.source, Argument) for v in code.inputs)
         slots = numba.config.NUMBA_NUM_THREADS + 1  # others wait

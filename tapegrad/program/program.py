@@ -134,15 +134,16 @@ class Program:
         self._pool.append(bound)
         self.replays += 1
         if self.replays >= self._fusing.due:
-            self._fuse()
+            self.fuse(self.replays)
         return found, ()
 
     def is_fused(self) -> bool:
         """Whether it runs with loops compiled for it."""
         return self.native.code is not self.code
 
-    def _fuse(self) -> None:
-        code = self._fusing.ask(self.replays)
+    def fuse(self, runs: float) -> None:
+        """Have loops compiled for it, if so many runs make that worthwhile."""
+        code = self._fusing.ask(runs)
         if code is not None:
             self.native, self._pool = Native(code), []
 
@@ -186,7 +187,7 @@ class Program:
         self._pool.append(bound)
         self.replays += 1
         if self.replays >= self._fusing.due:
-            self._fuse()
+            self.fuse(self.replays)
         return found, draws
 
     def _stopped(self, bound: _Bound, answer: int) -> Outcome:
