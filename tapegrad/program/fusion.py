@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tapegrad.metadata import layout_facts
@@ -23,6 +23,7 @@ _FEWEST, _MOST = 2, 128  # instructions of a group
 _SAVED, _SAVED_ELEMENT = 12.0, 0.2
 # nanoseconds to compile a loop, by itself and for each instruction; to load it
 _COMPILED, _COMPILED_INSTRUCTION, _LOADED = 5e7, 7e6, 6e6
+_GATHERED = 5e4  # and to find out, for each instruction
 _LONGEST = 3e9
 # a loop is compiled once what ran would have saved this part of that; it stays on disk for the next process
 _PAID = 0.25
@@ -108,13 +109,15 @@ def _gathered(code: Code) -> list[list[Instruction] | Step]:
     return found
 
 
-def _marks(parts: Sequence[Instruction]) -> list[tuple]:
-    # of each instruction its operation and how far back its operands were computed, equal for equal rounds of a function's loop
+def _marks(parts: Sequence[Instruction]) -> list[int]:
+    # of each instruction a number for its operation and how far back its operands were computed, equal in equal rounds of a loop
     place = {p.out: k for k, p in enumerate(parts)}
-    return [
-        (p.op.code, *(min(k - place.get(v.root()[0], -_MOST), _MOST) for v in p.inputs if v is not None))
-        for k, p in enumerate(parts)
-    ]
+    numbers: dict[tuple, int] = {}
+    found = []
+    for k, p in enumerate(parts):
+        back = [min(k - place.get(v.root()[0], -_MOST), _MOST) for v in p.inputs if v is not None]
+        found.append(numbers.setdefault((p.op.code, *back), len(numbers)))
+    return found
 
 
 def _cut(parts: list[Instruction]) -> list[list[Instruction]]:
@@ -122,36 +125,34 @@ def _cut(parts: list[Instruction]) -> list[list[Instruction]]:
     if len(parts) <= _MOST:
         return [parts]
     marks = _marks(parts)
-    known: set[tuple] = set()
+    known: dict[int, list[list[int]]] = {}  # pieces there were, by their first mark
     pieces: list[list[Instruction]] = []
     start = k = 0
     while k < len(parts):
-        length = _known_length(marks, k, known) or _repeated_length(marks, k)
+        same = [len(p) for p in known.get(marks[k], ()) if marks[k : k + len(p)] == p]
+        length = max(same) if same else _repeated_length(marks, k)
         if length or k - start == _MOST:
             if k > start:
                 pieces.append(parts[start:k])
             if length:
                 pieces.append(parts[k : k + length])
-                known.add(tuple(marks[k : k + length]))
+                if not same:
+                    known.setdefault(marks[k], []).append(marks[k : k + length])
             k = start = k + length
         else:
             k += 1
     return [*pieces, parts[start:]] if start < k else pieces
 
 
-def _known_length(marks: list[tuple], k: int, known: set[tuple]) -> int:
-    # of the longest piece that was there before and is here again
-    return max((len(p) for p in known if tuple(marks[k : k + len(p)]) == p), default=0)
-
-
-def _repeated_length(marks: list[tuple], k: int) -> int:
+def _repeated_length(marks: list[int], k: int) -> int:
     # of what is repeated at once, several times if it is short
+    def repeats(length: int) -> bool:
+        return marks[k] == marks[k + length] and marks[k : k + length] == marks[k + length : k + 2 * length]
+
     for period in range(_FEWEST, min(_MOST, (len(marks) - k) // 2) + 1):
-        if marks[k : k + period] == marks[k + period : k + 2 * period]:
-            for length in range(_MOST // 2 // period * period, period, -period):
-                if marks[k : k + length] == marks[k + length : k + 2 * length]:
-                    return length
-            return period
+        if repeats(period):
+            longer = range(_MOST // 2 // period * period, period, -period)
+            return next((n for n in longer if k + 2 * n <= len(marks) and repeats(n)), period)
     return 0
 
 
@@ -194,9 +195,9 @@ class Fusing:
         self._fused: Code | None = None
         self._lock = threading.Lock()
         parts = [s for s in code.steps if _fits(s)]
-        self.due = _runs(_LOADED, parts) if len(parts) >= _FEWEST else math.inf
+        self.due = _runs(_LOADED + _GATHERED * len(parts), parts) if len(parts) >= _FEWEST else math.inf
 
-    def ask(self, runs: int) -> Code | None:
+    def ask(self, runs: float) -> Code | None:
         """The fused code, its loops compiled, if now is the time; else `due` says when to ask again."""
         if not self._lock.acquire(blocking=False):
             return None  # another thread is at it
@@ -205,11 +206,10 @@ class Fusing:
                 self._fused = fused(self._code)
             fusions = [s for s in self._fused.steps if isinstance(s, Fusion)]
             loops = {loop_of(f): f for f in fusions}
-            missing = [f for loop, f in loops.items() if not loop.is_at_hand()]
-            time = sum(_COMPILED + _COMPILED_INSTRUCTION * len(f.parts) for f in missing)
-            if not fusions or time > _LONGEST:
+            if not loops or _compiling(loops.values()) > _LONGEST:
                 self.due = math.inf
                 return None
+            time = _compiling(f for loop, f in loops.items() if not loop.is_at_hand())
             self.due = _runs(_PAID * time, [p for f in fusions for p in f.parts[1:]])
             if runs < self.due:
                 return None
@@ -219,6 +219,10 @@ class Fusing:
             return self._fused
         finally:
             self._lock.release()
+
+
+def _compiling(fusions: Iterable[Fusion]) -> float:
+    return sum(_COMPILED + _COMPILED_INSTRUCTION * len(f.parts) for f in fusions)
 
 
 def _runs(time: float, parts: Sequence[Step]) -> float:

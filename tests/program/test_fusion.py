@@ -20,8 +20,8 @@ from tests.program.helpers import captured, names, run
 @pytest.fixture
 def at_once(monkeypatch):
     """Programs are fused after their first run."""
-    monkeypatch.setattr(fusion, "_PAID", 0.0)
-    monkeypatch.setattr(fusion, "_LOADED", 0.0)
+    for name in ("_PAID", "_LOADED", "_GATHERED"):
+        monkeypatch.setattr(fusion, name, 0.0)
 
 
 def assert_same_bits(found, expected):
@@ -196,6 +196,7 @@ class TestWhen:
 
     def test_a_program_that_runs_often_is_fused(self, monkeypatch):
         monkeypatch.setattr(fusion, "_PAID", 1e-4)
+        monkeypatch.setattr(fusion, "_GATHERED", 0.0)
         compiled = tg.compile(lambda x: (x * 1.5 + 0.5).exp() * 3.0)
         x = np.linspace(0, 1, 50)
         expected = compiled(x)
