@@ -1,11 +1,13 @@
 """What many tests share: numbers, tensors in float64, comparisons, messages word for word, finite differences, counted calls."""
 
+import gc
 import re
 
 import numpy as np
 import pytest
 
 import tapegrad as tg
+from tapegrad.engine.runtime import rt
 
 RNG = np.random.default_rng(7)
 
@@ -18,6 +20,11 @@ def leaf(values, dtype=tg.float64):
 def const(values, dtype=tg.float64):
     """A tensor that does not."""
     return tg.tensor(values, dtype=dtype)
+
+
+def on_tape(values, requires_grad=True):
+    """Arrays as tensors."""
+    return [tg.tensor(a, requires_grad=requires_grad) for a in values]
 
 
 def arrays(shapes, dtype="float64"):
@@ -53,15 +60,32 @@ def numeric_gradient(value, arrays, k, step=1e-6):
     return gradient
 
 
+def numeric_gradients(value, arrays, step=1e-6):
+    """Gradients of the number ``value(arrays)`` with respect to every array, by central differences."""
+    return [numeric_gradient(value, arrays, k, step) for k in range(len(arrays))]
+
+
 def differences(f, operands, weights):
     """Gradients of ``(weights * f(*operands)).sum()`` with respect to every operand, by central differences."""
-    return [numeric_gradient(lambda moved: (weights * f(*moved)).sum(), operands, k) for k in range(len(operands))]
+    return numeric_gradients(lambda moved: (weights * f(*moved)).sum(), operands)
 
 
 def unbroadcast(array, shape):
     """An array summed over what a shape was broadcast along."""
     array = array.sum(tuple(range(array.ndim - len(shape))))
     return array.sum(tuple(d for d, n in enumerate(shape) if n == 1), keepdims=True).reshape(shape)
+
+
+def weighted(result):
+    """One number of all elements of a tensor, each with a weight of its own."""
+    return (result * tg.tensor(np.linspace(0.5, 1.5, result.numel()).reshape(tuple(result.shape)))).sum()
+
+
+def state_of_tape():
+    """What the tape holds: rows, buffers, storages and bytes."""
+    gc.collect()
+    s = rt.state
+    return int(s.row_count), int(s.live_buffers), int(s.live_storages), int(s.used_bytes)
 
 
 class Counted:
