@@ -2,6 +2,8 @@
 
 import gc
 import re
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +17,11 @@ RNG = np.random.default_rng(7)
 def leaf(values, dtype=tg.float64):
     """A tensor that requires grad."""
     return tg.tensor(values, dtype=dtype, requires_grad=True)
+
+
+def vector(*values, dtype=tg.float64):
+    """A vector that requires grad, of numbers."""
+    return leaf(list(values), dtype)
 
 
 def const(values, dtype=tg.float64):
@@ -86,6 +93,43 @@ def state_of_tape():
     gc.collect()
     s = rt.state
     return int(s.row_count), int(s.live_buffers), int(s.live_storages), int(s.used_bytes)
+
+
+def in_threads(work, count, seconds=120):
+    """What ``work(k)`` returns for every k below `count`, each called in a thread of its own, all at once."""
+    results, problems = [None] * count, []
+
+    def run(k):
+        try:
+            results[k] = work(k)
+        except BaseException as problem:
+            problems.append(problem)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(count)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(seconds)
+        assert not any(t.is_alive() for t in threads), "a thread hangs"
+    finally:
+        sys.setswitchinterval(interval)
+    if problems:
+        raise problems[0]
+    return results
+
+
+def nodes_behind(node):
+    """A node of the graph and all that gradients flow to from it."""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += [f for f, _ in node.next_functions]
+    return seen
 
 
 class Counted:
