@@ -1,6 +1,5 @@
 """Operations declared by a scalar expression: values, derived and declared derivatives, exceptions."""
 
-import gc
 import math
 import types
 
@@ -10,7 +9,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.autograd import elementwise
-from tapegrad.engine.runtime import rt
+from tests.helpers import numeric_gradients, on_tape, state_of_tape, weighted
 
 GAS = 8.314
 SCALE = np.float32(0.5)
@@ -103,30 +102,6 @@ IDS = [f"{op.__name__}{k}" for k, (op, _) in enumerate(DERIVED)]
 def draw(intervals, shape=(4,), seed=0):
     rng = np.random.default_rng(seed)
     return [rng.uniform(low, high, shape) for low, high in intervals]
-
-
-def on_tape(arrays, requires_grad=True):
-    return [tg.tensor(a, requires_grad=requires_grad) for a in arrays]
-
-
-def numeric_gradients(value, arrays, step=1e-6):
-    """Central differences of a scalar function of arrays."""
-    gradients = []
-    for k, array in enumerate(arrays):
-        gradient = np.zeros(array.shape)
-        for index in np.ndindex(*array.shape):
-            sides = []
-            for sign in (1, -1):
-                moved = [a.copy() for a in arrays]
-                moved[k][index] += sign * step
-                sides.append(value(moved))
-            gradient[index] = (sides[0] - sides[1]) / (2 * step)
-        gradients.append(gradient)
-    return gradients
-
-
-def weighted(result):
-    return (result * tg.tensor(np.linspace(0.5, 1.5, result.numel()).reshape(tuple(result.shape)))).sum()
 
 
 def check_gradients(call, arrays, tolerance=2e-6):
@@ -373,12 +348,6 @@ def test_a_compiled_function_without_a_declared_derivative_is_refused():
         TypeError, match=r"bare calls the @njit function newton_root, .* declare the derivative with @bare.backward"
     ):
         bare(tg.ones(3))
-
-
-def state_of_tape():
-    gc.collect()
-    s = rt.state
-    return int(s.row_count), int(s.live_buffers), int(s.live_storages), int(s.used_bytes)
 
 
 @pytest.mark.parametrize("count", [3, 200_000])

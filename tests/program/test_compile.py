@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import threading
 from collections import namedtuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.engine.runtime import rt
+from tests.helpers import in_threads, state_of_tape
 from tests.program.helpers import leaf, same
 
 
@@ -195,39 +195,25 @@ class TestThreadsAndMemory:
         f = tg.compile(lambda x: ((x @ x).sin() + x).sum(0))
         arrays = [np.random.default_rng(k).normal(size=(30, 30)) for k in range(4)]
         expected = [np.sin(a @ a).sum(0) + a.sum(0) for a in arrays]
-        wrong = []
 
         def work(k):
             for _ in range(100):
-                if not np.allclose(f(arrays[k]), expected[k]):
-                    wrong.append(k)
+                np.testing.assert_allclose(f(arrays[k]), expected[k], rtol=1e-5, atol=1e-8)
 
-        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-        assert not wrong
+        in_threads(work, 4)
         assert f.stats()["programs"] <= 4
 
     def test_threads_capture_at_once(self):
-        results = {}
-
         def work(k):
             f = tg.compile(lambda x: (x * k).sin())
             w = leaf(float(k))
             for _ in range(5):
                 value = f(w * 1)
                 value.backward()
-            results[k] = (value.item(), w.grad.item())
+            return value.item(), w.grad.item()
 
-        threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-        for k in range(6):
-            assert np.allclose(results[k], (np.sin(k * k), 5 * k * np.cos(k * k)), atol=1e-5)
+        for k, found in enumerate(in_threads(work, 6)):
+            assert np.allclose(found, (np.sin(k * k), 5 * k * np.cos(k * k)), atol=1e-5)
 
     def test_memory_does_not_grow(self):
         w = leaf(1.0, 2.0)
@@ -241,14 +227,12 @@ class TestThreadsAndMemory:
 
         for _ in range(20):
             step()
-        gc.collect()
-        before = int(rt.state.live_buffers), int(rt.state.live_storages), int(rt.state.used_bytes)
+        _, *before = state_of_tape()
         for _ in range(2000):
             step()
         for _ in range(20000):
             f.value_and_grad(array)
-        gc.collect()
-        after = int(rt.state.live_buffers), int(rt.state.live_storages), int(rt.state.used_bytes)
+        _, *after = state_of_tape()
         assert all(b <= a + 200 for a, b in zip(before[:2], after[:2], strict=True))
         assert after[2] <= before[2] + 20000
 

@@ -1,7 +1,5 @@
 """Pointwise instructions gathered into loops: which ones, what they compute, and when."""
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -14,6 +12,7 @@ from tapegrad.program.fused import loop_of
 from tapegrad.program.fusion import Fusing, fused
 from tapegrad.program.passes import optimised
 from tapegrad.program.values import Fusion
+from tests.helpers import in_threads
 from tests.program.helpers import captured, names, run
 
 
@@ -253,19 +252,9 @@ class TestWhen:
     def test_threads(self, at_once):
         compiled = tg.compile(lambda x: ((x * 0.625).exp() * 2.5 + x).sum())
         x = np.linspace(0, 1, 100)
-        expected, wrong = compiled(x), []
-
-        def work():
-            for _ in range(50):
-                if compiled(x) != expected:
-                    wrong.append(1)
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-        assert not wrong
+        expected = float(compiled(x))
+        for found in in_threads(lambda _: {float(compiled(x)) for _ in range(50)}, 4):
+            assert found == {expected}
         assert compiled.stats()["fused"] == 1
 
     def test_loops_are_kept_on_disk(self, at_once):

@@ -1,6 +1,5 @@
 """`vmap` of compiled functions: recorded programs over blocks of samples, beside the eager `vmap` and beside loops."""
 
-import threading
 import tracemalloc
 
 import numpy as np
@@ -10,6 +9,7 @@ import tapegrad as tg
 import tapegrad.nn.functional as F
 from tapegrad.engine.runtime import rt
 from tapegrad.program import Lanes
+from tests.helpers import in_threads
 from tests.test_higher_order import CASES as DIFFERENTIABLE
 from tests.test_vmap import CASES, samples_of
 
@@ -393,18 +393,7 @@ class TestLanes:
         lanes = Lanes(tg.value_and_grad(branching), (None, 0))
         x = samples(3000)
         expected = lanes(W, x)
-        found = [None] * 4
-
-        def run(k):
-            for _ in range(5):
-                found[k] = lanes(W, x)
-
-        threads = [threading.Thread(target=run, args=(k,)) for k in range(4)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-        for result in found:
+        for result in in_threads(lambda _: [lanes(W, x) for _ in range(5)][-1], 4):
             assert all(np.array_equal(a, b) for a, b in zip(result, expected, strict=True))
 
     def test_the_number_of_threads_does_not_matter(self):

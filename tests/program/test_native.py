@@ -2,13 +2,13 @@
 
 import ctypes
 import gc
-import threading
 
 import numba
 import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.helpers import in_threads
 
 integrate = pytest.importorskip("scipy.integrate")
 
@@ -76,11 +76,7 @@ class TestCalls:
         x = drawn(1)[0]
         run(x, W, np.empty(1), *gradient_arrays())
         found = [np.empty(3000) for _ in range(12)]
-        threads = [threading.Thread(target=run, args=(x, W, values, *gradient_arrays())) for values in found]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
+        in_threads(lambda k: run(x, W, found[k], *gradient_arrays()), 12)
         assert {v for values in found for v in values} == {native(x, W, 0.5, *gradient_arrays())}
 
     def test_an_optimiser_of_ones_own(self):

@@ -7,12 +7,9 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.autograd import backward, grad
+from tests.helpers import vector
 
 TWICE = "Trying to backward through the graph a second time"
-
-
-def leaf(*values):
-    return tg.tensor(list(values), dtype=tg.float64, requires_grad=True)
 
 
 def ones(*shape):
@@ -32,7 +29,7 @@ def ones(*shape):
         (lambda x, y, c: y.backward([1.0, 1.0]), TypeError, "gradients can be either Tensors or None, but got float"),
         (lambda x, y, c: c.sum().backward(), RuntimeError, "element 0 of tensors does not require grad"),
         (lambda x, y, c: grad(y.sum(), c), RuntimeError, "One of the differentiated Tensors does not require grad"),
-        (lambda x, y, c: grad(y.sum(), leaf(1.0)), RuntimeError, "appears to not have been used in the graph"),
+        (lambda x, y, c: grad(y.sum(), vector(1.0)), RuntimeError, "appears to not have been used in the graph"),
         (lambda x, y, c: grad(y.sum(), []), RuntimeError, "`inputs` argument to `grad()` cannot be empty."),
         (lambda x, y, c: grad([], x), RuntimeError, "appears to not have been used in the graph"),
         (lambda x, y, c: grad([y, y], x, [ones(2)]), RuntimeError, "got 2 tensors and 1 gradients"),
@@ -71,7 +68,7 @@ def ones(*shape):
     ],
 )
 def test_wrong_arguments_are_refused_and_the_graph_stays_whole(call, kind, message):
-    x, c = leaf(1.0, 2.0), ones(2)
+    x, c = vector(1.0, 2.0), ones(2)
     y = x * x
     with pytest.raises(kind, match=re.escape(message)):
         call(x, y, c)
@@ -81,7 +78,7 @@ def test_wrong_arguments_are_refused_and_the_graph_stays_whole(call, kind, messa
 
 
 def test_nothing_to_start_from():
-    x = leaf(1.0)
+    x = vector(1.0)
     backward([])
     assert grad([], x, allow_unused=True) == (None,)
     assert grad([], x, materialize_grads=True)[0].item() == 0.0
@@ -89,7 +86,7 @@ def test_nothing_to_start_from():
 
 @pytest.mark.parametrize("create", [False, True])
 def test_a_graph_freed_half_way(create):
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     y = x.exp()
     z = y.sin()
     grad(z.sum(), y, retain_graph=False, create_graph=create)
@@ -103,7 +100,7 @@ def test_a_graph_freed_half_way(create):
 
 
 def test_a_graph_that_an_exception_left_half_freed():
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     y = x.exp()
     q = y * 1
     handle = q.register_hook(lambda g: 1 / 0)
@@ -119,7 +116,7 @@ def test_a_graph_that_an_exception_left_half_freed():
 
 
 def test_a_graph_freed_by_another_thread():
-    x, seen = leaf(1.0, 2.0), []
+    x, seen = vector(1.0, 2.0), []
     y = x.exp()
 
     def run():
@@ -137,7 +134,7 @@ def test_a_graph_freed_by_another_thread():
 
 
 def test_a_hook_may_wait_for_another_threads_backward():
-    x, w = leaf(1.0), leaf(5.0)
+    x, w = vector(1.0), vector(5.0)
     y = x * 2
 
     def hook(g):

@@ -7,6 +7,7 @@ import tapegrad as tg
 from tapegrad.autograd import Function
 from tapegrad.autograd.function import once_differentiable
 from tapegrad.engine.runtime import rt
+from tests.helpers import vector
 
 
 class Exp(Function):
@@ -39,12 +40,8 @@ class Two(Function):
         return first * b + second, first * a + second * ctx.n, None
 
 
-def leaf(*values):
-    return tg.tensor(list(values), dtype=tg.float64, requires_grad=True)
-
-
 def test_a_saved_result_and_higher_orders():
-    x = leaf(0.0, 1.0)
+    x = vector(0.0, 1.0)
     y = Exp.apply(x)
     assert repr(y.grad_fn).startswith("<ExpBackward")
     (slope,) = tg.autograd.grad(y.sum(), x, create_graph=True)
@@ -53,7 +50,7 @@ def test_a_saved_result_and_higher_orders():
 
 
 def test_several_results_and_arguments_that_are_no_tensors():
-    a, b = leaf(2.0), leaf(3.0)
+    a, b = vector(2.0), vector(3.0)
     product, total, number = Two.apply(a, b, 4)
     assert (number, product.output_nr, total.output_nr) == (5, 0, 1)
     (product * 2).sum().backward(retain_graph=True)
@@ -78,7 +75,7 @@ def test_needs_input_grad_and_none_for_missing_gradients():
             seen.append((first is None, second is None))
             return second, None, None
 
-    Seen.apply(leaf(1.0), tg.ones(1, dtype=tg.float64), 1)[1].sum().backward()
+    Seen.apply(vector(1.0), tg.ones(1, dtype=tg.float64), 1)[1].sum().backward()
     assert seen == [(True, False, False), (False, False) if False else (True, False)]
 
 
@@ -94,13 +91,13 @@ def test_an_input_changed_in_place():
         def backward(ctx, g):
             return 3 * g
 
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     w = x * 1
     assert Triple.apply(w) is w
     (w * w).sum().backward()
     np.testing.assert_allclose(x.grad.numpy(), 18 * x.detach().numpy())
     with pytest.raises(RuntimeError, match="a leaf Variable that requires grad has been used in an in-place operation"):
-        Triple.apply(leaf(1.0))
+        Triple.apply(vector(1.0))
 
 
 def test_results_without_gradients():
@@ -118,7 +115,7 @@ def test_results_without_gradients():
             (order,) = ctx.saved_tensors
             return tg.zeros_like(g).scatter(0, order, g)
 
-    x = leaf(3.0, 1.0, 2.0)
+    x = vector(3.0, 1.0, 2.0)
     values, order, rest = Sorted.apply(x)
     assert (values.requires_grad, order.requires_grad, rest.requires_grad) == (True, False, False)
     (values * tg.tensor([1.0, 10.0, 100.0], dtype=tg.float64)).sum().backward()
@@ -148,7 +145,7 @@ def returning(*grads):
     ],
 )
 def test_wrong_gradients_are_refused_by_name(grads, message):
-    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    x, y = vector(1.0, 2.0), vector(3.0, 4.0)
     z = returning(*grads).apply(x, y, 1)
     with pytest.raises((RuntimeError, TypeError), match=message):
         z.sum().backward(retain_graph=True)
@@ -157,7 +154,7 @@ def test_wrong_gradients_are_refused_by_name(grads, message):
 
 
 def test_extra_nones_are_allowed():
-    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    x, y = vector(1.0, 2.0), vector(3.0, 4.0)
     returning(lambda g: g, None, None, None, None).apply(x, y, 1).sum().backward()
     assert x.grad.tolist() == [1.0, 1.0]
     assert y.grad is None
@@ -174,7 +171,7 @@ def test_a_saved_input_changed_since_is_refused():
         def backward(ctx, g):
             return 2 * g * ctx.saved_tensors[0]
 
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     w = x * 1
     y = Square.apply(w)
     w.add_(1)
@@ -194,7 +191,7 @@ def test_once_differentiable():
         def backward(ctx, g):
             return 2 * g * ctx.saved_tensors[0]
 
-    x = leaf(3.0)
+    x = vector(3.0)
     (slope,) = tg.autograd.grad(Square.apply(x).sum(), x, create_graph=True)
     assert slope.item() == 6.0
     with pytest.raises(RuntimeError, match="trying to differentiate twice a function that was marked with @once_diff"):
@@ -213,7 +210,7 @@ def test_exceptions_leave_the_tape_usable():
         def backward(ctx, g):
             raise KeyError("backward")
 
-    x = leaf(1.0)
+    x = vector(1.0)
     with pytest.raises(KeyError, match="forward"):
         Failing.apply(x, True)
     y = Failing.apply(x * 1, False)
@@ -224,7 +221,7 @@ def test_exceptions_leave_the_tape_usable():
 
 
 def test_without_gradients_nothing_is_recorded():
-    x = leaf(1.0)
+    x = vector(1.0)
     with tg.no_grad():
         assert not Exp.apply(x).requires_grad
     assert not Exp.apply(x.detach()).requires_grad
@@ -242,7 +239,7 @@ def test_an_input_returned_as_it_is():
         def backward(ctx, g):
             return g * 7
 
-    x = leaf(1.0)
+    x = vector(1.0)
     y = Same.apply(x)
     assert y is not x
     y.sum().backward()
@@ -250,7 +247,7 @@ def test_an_input_returned_as_it_is():
 
 
 def test_calls_do_not_pile_up():
-    x, before = leaf(1.0, 2.0), int(rt.state.live_buffers)
+    x, before = vector(1.0, 2.0), int(rt.state.live_buffers)
     for _ in range(2000):
         Exp.apply(x)
         Exp.apply(x).sum().backward()
@@ -283,7 +280,7 @@ def test_a_backward_that_changes_what_arrives_changes_nothing_else(create):
         g.mul_(10)
         return g
 
-    x, w = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    x, w = vector(1.0, 2.0), vector(3.0, 4.0)
     start = tg.ones(2, dtype=tg.float64)
     (with_backward(backward)(x) + w).backward(start, create_graph=create)
     assert [t.tolist() for t in (x.grad, w.grad, start)] == [[10.0, 10.0], [1.0, 1.0], [1.0, 1.0]]
@@ -299,11 +296,11 @@ def test_gradients_that_are_one_tensor_are_apart_afterwards():
         def backward(ctx, g):
             return g, g
 
-    x, w, start = leaf(1.0), leaf(2.0), tg.ones(1, dtype=tg.float64)
+    x, w, start = vector(1.0), vector(2.0), tg.ones(1, dtype=tg.float64)
     Sum.apply(x, w).backward(start)
     x.grad.mul_(5)
     assert [t.item() for t in (x.grad, w.grad, start)] == [5.0, 1.0, 1.0]
-    y = leaf(3.0)
+    y = vector(3.0)
     with_backward(lambda ctx, g: ctx.saved_tensors[0])(y).sum().backward()
     y.grad.mul_(5)
     assert (y.grad.item(), y.item()) == (15.0, 3.0)
@@ -316,7 +313,7 @@ def test_a_backward_that_changes_what_was_saved_is_found_out(create):
         x.mul_(2)
         return g
 
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     w = x * 1
     y = with_backward(backward)(w)
     y.sum().backward(retain_graph=True, create_graph=create)
@@ -331,7 +328,7 @@ def test_a_backward_that_changes_what_was_saved_is_found_out(create):
 @CREATE
 @pytest.mark.parametrize("write", [lambda y: y.mul_(2), lambda y: y[:1].mul_(2)])
 def test_a_saved_result_written_to_since_is_refused(write, create):
-    x = leaf(0.0, 1.0)
+    x = vector(0.0, 1.0)
     y = Exp.apply(x)
     write(y)
     with pytest.raises(RuntimeError, match="output 0 of ExpBackward, is at version 1; expected version 0"):
@@ -345,13 +342,13 @@ def test_what_is_saved_is_what_there_is_when_forward_ends():
         between.add_(1)
         return x * x
 
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     with_backward(lambda ctx, g: g * ctx.saved_tensors[0], forward)(x).sum().backward()
     assert x.grad.tolist() == [4.0, 7.0]
 
 
 def test_a_leaf_written_to_without_recording_is_refused_too():
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     y = with_backward(lambda ctx, g: g * ctx.saved_tensors[0])(x)
     with tg.no_grad():
         x.add_(1)
@@ -361,7 +358,7 @@ def test_a_leaf_written_to_without_recording_is_refused_too():
 
 @CREATE
 def test_a_backward_may_run_another_backward(create):
-    w = leaf(2.0)
+    w = vector(2.0)
 
     def backward(ctx, g):
         with tg.enable_grad():
@@ -370,7 +367,7 @@ def test_a_backward_may_run_another_backward(create):
             (w * w).sum().backward()
         return g * x.grad
 
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     with_backward(backward)(x).sum().backward(create_graph=create)
     assert x.grad.tolist() == [3.0, 12.0]
     assert w.grad.tolist() == [4.0]
@@ -395,13 +392,13 @@ def test_functions_within_functions():
             y.backward()
             return g * x.grad, None
 
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     Nested.apply(x, 6).sum().backward()
     assert x.grad.tolist() == [2.0, 4.0]
 
 
 def test_saved_tensors_can_be_read_from_the_node_until_they_are_freed():
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     y = Exp.apply(x)
     assert y.grad_fn.saved_tensors[0].tolist() == y.tolist()
     y.sum().backward()
@@ -410,7 +407,7 @@ def test_saved_tensors_can_be_read_from_the_node_until_they_are_freed():
 
 
 def test_hooks_on_the_results_and_the_node_of_a_function():
-    a, b, seen = leaf(2.0), leaf(3.0), []
+    a, b, seen = vector(2.0), vector(3.0), []
     product, total, _ = Two.apply(a, b, 4)
     assert product.grad_fn is total.grad_fn
     product.register_hook(lambda g: g * 2)
@@ -430,4 +427,4 @@ def test_a_function_without_a_backward_says_so():
             return x * 2
 
     with pytest.raises(NotImplementedError, match="either the backward or vjp method"):
-        NoBackward.apply(leaf(1.0)).sum().backward()
+        NoBackward.apply(vector(1.0)).sum().backward()

@@ -2,8 +2,6 @@
 
 import gc
 import os
-import sys
-import threading
 import weakref
 
 import numpy as np
@@ -13,12 +11,9 @@ import tapegrad as tg
 from tapegrad.autograd import Function
 from tapegrad.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 from tapegrad.engine.runtime import rt
+from tests.helpers import in_threads, nodes_behind, vector
 
 ROUNDS = 2000
-
-
-def leaf(*values):
-    return tg.tensor(list(values), dtype=tg.float64, requires_grad=True)
 
 
 class Square(Function):
@@ -127,13 +122,7 @@ def walked(x, w):
     y = x
     for _ in range(8):
         y = y + y * w
-    seen, waiting = set(), [y.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += [f for f, _ in node.next_functions]
-    assert len(seen) == 18
+    assert len(nodes_behind(y.grad_fn)) == 18
 
 
 ALL = [hooks, functions, higher_orders, packed, failures, written, within, walked]
@@ -146,7 +135,7 @@ def memory():
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
 @pytest.mark.parametrize("graph", ALL, ids=lambda f: f.__name__)
 def test_memory_does_not_grow(graph):
-    x, w = leaf(*np.linspace(-1, 1, 50)), leaf(*np.linspace(1, 2, 50))
+    x, w = vector(*np.linspace(-1, 1, 50)), vector(*np.linspace(1, 2, 50))
     gc.collect()
     gc.disable()  # nothing waits for the collector either
     try:
@@ -170,25 +159,25 @@ class Held:
 
 
 def on_itself(held):
-    y = leaf(1.0) * 2
+    y = vector(1.0) * 2
     y.register_hook(lambda g, keep=held: y.detach() * g)
     y.sum().backward()
 
 
 def on_its_node(held):
-    y = leaf(1.0) * 2
+    y = vector(1.0) * 2
     y.grad_fn.register_hook(lambda inputs, outputs, keep=held: y.numel() and None)
     y.sum().backward()
 
 
 def node_on_itself(held):
-    node = (leaf(1.0) * 2).grad_fn
+    node = (vector(1.0) * 2).grad_fn
     node.register_prehook(lambda outputs, keep=held: node.name() and None)
     node.metadata["self"] = node
 
 
 def on_a_leaf(held):
-    x = leaf(1.0)
+    x = vector(1.0)
     held.optimizer = tg.optim.SGD([x], lr=0.1)
     x.register_post_accumulate_grad_hook(lambda p, keep=held: keep.optimizer.step())
     x.register_hook(lambda g: x.detach() * g)
@@ -196,19 +185,19 @@ def on_a_leaf(held):
 
 
 def on_a_node_of_a_leaf(held):
-    x = leaf(1.0)
+    x = vector(1.0)
     node = (x * 2).grad_fn.next_functions[0][0]
     node.register_hook(lambda inputs, outputs, keep=held: node.variable.numel() and None)
     (x * x).sum().backward()
 
 
 def through_its_handle(held):
-    y = leaf(1.0) * 2
+    y = vector(1.0) * 2
     held.handle = y.register_hook(lambda g, keep=held: y.numel() and None)
 
 
 def on_several(held):
-    x = leaf(1.0)
+    x = vector(1.0)
     a, b = x * 2, x * 3
     register_multi_grad_hook([a, b], lambda grads, keep=held: a.numel() + b.numel() and None)
     (a * b).sum().backward()
@@ -233,7 +222,7 @@ def test_hooks_that_refer_to_their_tensor_are_collected(circle):
 
 
 def test_a_collection_leaves_hooks_that_are_in_use():
-    x, seen, names = leaf(1.0), [], {}
+    x, seen, names = vector(1.0), [], {}
     names["y"] = y = x * 2
     y.register_hook(lambda g: seen.append(("y", names["y"].numel())))
     y.grad_fn.register_hook(lambda inputs, outputs: seen.append("node"))
@@ -250,7 +239,7 @@ def test_a_collection_leaves_hooks_that_are_in_use():
 
 
 def test_a_collection_in_the_midst_of_a_sweep_changes_nothing():
-    x, seen, handles = leaf(1.0), [], []
+    x, seen, handles = vector(1.0), [], []
     y = x
     for _ in range(20):
         y = y * 1.5
@@ -274,7 +263,7 @@ def test_values_are_packed_to_files(tmp_path, create):
         np.save(written[-1], t.detach().numpy())
         return written[-1]
 
-    x, w = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    x, w = vector(1.0, 2.0), vector(3.0, 4.0)
     with saved_tensors_hooks(pack, lambda path: tg.from_numpy(np.load(path))):
         y = (x * w).exp() * Square.apply(x)
     y.sum().backward(create_graph=create)
@@ -293,7 +282,7 @@ def test_values_are_packed_to_files(tmp_path, create):
     ],
 )
 def test_what_an_unpack_hook_gives_back_is_checked(wrong, error):
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     for apply in (tg.exp, Square.apply):
         with saved_tensors_hooks(lambda t: t.detach(), wrong):
             y = apply(x)
@@ -306,37 +295,13 @@ def test_what_an_unpack_hook_gives_back_is_checked(wrong, error):
 # threads
 
 
-def on_threads(count, work):
-    failures = []
-
-    def run(number):
-        try:
-            work(number)
-        except BaseException as error:
-            failures.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        threads = [threading.Thread(target=run, args=(k,)) for k in range(count)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join(60)
-        assert not any(t.is_alive() for t in threads)
-    finally:
-        sys.setswitchinterval(interval)
-    if failures:
-        raise failures[0]
-
-
 def test_hooks_and_functions_of_several_threads():
     def work(number):
         for turn in range(40):
             once(number, turn)
 
     def once(number, turn):
-        x, w, seen = leaf(1.0 + number, 2.0), leaf(3.0, 4.0), []
+        x, w, seen = vector(1.0 + number, 2.0), vector(3.0, 4.0), []
         with saved_tensors_hooks(lambda t: t.detach().numpy().copy(), tg.from_numpy):
             y = Square.apply(x) * w
         y.register_hook(lambda g: seen.append("y") or g * 2)
@@ -351,11 +316,11 @@ def test_hooks_and_functions_of_several_threads():
         assert seen == ["y", "x"]
         x.grad = w.grad = None
 
-    on_threads(4, work)
+    in_threads(work, 4)
 
 
 def test_a_leaf_shared_by_threads_gets_every_gradient():
-    x, seen = leaf(1.0, 2.0), []
+    x, seen = vector(1.0, 2.0), []
     x.register_hook(lambda g: seen.append(1))
     x.register_post_accumulate_grad_hook(lambda p: seen.append(2))
 
@@ -365,13 +330,13 @@ def test_a_leaf_shared_by_threads_gets_every_gradient():
             y.register_hook(lambda g: g * 2)
             y.sum().backward()
 
-    on_threads(4, work)
+    in_threads(work, 4)
     assert x.grad.tolist() == [500.0, 500.0]
     assert (seen.count(1), seen.count(2)) == (100, 100)
 
 
 def test_one_graph_differentiated_by_several_threads():
-    x, seen = leaf(2.0), []
+    x, seen = vector(2.0), []
     y = Square.apply(x) * x
     y.register_hook(lambda g: seen.append(1))
     results = []
@@ -380,6 +345,6 @@ def test_one_graph_differentiated_by_several_threads():
         for _ in range(10):
             results.append(tg.autograd.grad(y.sum(), x, retain_graph=True, create_graph=number % 2 == 1)[0].item())
 
-    on_threads(4, work)
+    in_threads(work, 4)
     assert results == [12.0] * 40
     assert len(seen) == 40

@@ -8,14 +8,11 @@ import pytest
 import tapegrad as tg
 from tapegrad.autograd.graph import get_gradient_edge, register_multi_grad_hook, saved_tensors_hooks
 from tapegrad.engine.runtime import rt
-
-
-def leaf(*values):
-    return tg.tensor(list(values), dtype=tg.float64, requires_grad=True)
+from tests.helpers import nodes_behind, vector
 
 
 def test_a_hook_on_a_leaf_changes_what_arrives_and_can_be_removed():
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     handle = x.register_hook(lambda g: 2 * g)
     (x * 3).sum().backward()
     assert x.grad.tolist() == [6.0, 6.0]
@@ -27,7 +24,7 @@ def test_a_hook_on_a_leaf_changes_what_arrives_and_can_be_removed():
 
 
 def test_hooks_on_a_result_run_in_order_and_before_its_retained_gradient():
-    x, seen = leaf(1.0), []
+    x, seen = vector(1.0), []
     y = x * 3
     y.retain_grad()
     y.register_hook(lambda g: seen.append(("first", g.item())))
@@ -41,7 +38,7 @@ def test_hooks_on_a_result_run_in_order_and_before_its_retained_gradient():
 
 
 def test_hooks_run_for_autograd_grad_too():
-    x, seen = leaf(1.0), []
+    x, seen = vector(1.0), []
     x.register_hook(lambda g: seen.append("leaf") or g * 10)
     y = x * 2
     y.register_hook(lambda g: seen.append("result"))
@@ -58,7 +55,7 @@ def test_hooks_run_for_autograd_grad_too():
     ],
 )
 def test_a_hook_that_returns_something_else_is_refused_and_leaves_the_tape_usable(bad, error):
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     y = x * 2
     handle = y.register_hook(bad)
     with pytest.raises((RuntimeError, TypeError), match=error):
@@ -69,7 +66,7 @@ def test_a_hook_that_returns_something_else_is_refused_and_leaves_the_tape_usabl
 
 
 def test_a_hook_that_raises_leaves_the_tape_usable():
-    x = leaf(1.0)
+    x = vector(1.0)
     y = x.exp() * x
     y.register_hook(lambda g: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -84,11 +81,11 @@ def test_hooks_need_a_gradient():
     with pytest.raises(RuntimeError, match="cannot register a hook on a tensor that doesn't require gradient"):
         tg.ones(1).register_hook(print)
     with pytest.raises(RuntimeError, match="post accumulate grad hooks cannot be registered on non-leaf tensors"):
-        (leaf(1.0) * 2).register_post_accumulate_grad_hook(print)
+        (vector(1.0) * 2).register_post_accumulate_grad_hook(print)
 
 
 def test_an_optimiser_in_backward():
-    x = leaf(1.0, 2.0)
+    x = vector(1.0, 2.0)
     optimizer = tg.optim.SGD([x], lr=0.5)
 
     def step(parameter):
@@ -102,7 +99,7 @@ def test_an_optimiser_in_backward():
 
 
 def test_hooks_and_prehooks_of_nodes():
-    x, seen = leaf(0.0), []
+    x, seen = vector(0.0), []
     y = x.exp()
     y.grad_fn.register_prehook(lambda grads: (grads[0] * 3,))
     y.grad_fn.register_hook(lambda inputs, outputs: seen.append((inputs[0].item(), outputs[0].item())))
@@ -113,7 +110,7 @@ def test_hooks_and_prehooks_of_nodes():
 
 
 def test_nodes_show_the_graph():
-    x, y = leaf(1.0), tg.ones(1, dtype=tg.float64)
+    x, y = vector(1.0), tg.ones(1, dtype=tg.float64)
     z = x * y
     (first, number), (second, _) = z.grad_fn.next_functions
     assert z.grad_fn.name() == "MulBackward0"
@@ -124,7 +121,7 @@ def test_nodes_show_the_graph():
 
 
 def test_gradient_edges_stand_for_tensors():
-    x = leaf(3.0)
+    x = vector(3.0)
     y = x * 2
     edge = get_gradient_edge(y)
     z = (y * y).sum()
@@ -133,7 +130,7 @@ def test_gradient_edges_stand_for_tensors():
 
 
 def test_hooks_on_several_tensors():
-    a, b, c, seen = leaf(1.0), leaf(2.0), leaf(3.0), []
+    a, b, c, seen = vector(1.0), vector(2.0), vector(3.0), []
     handle = register_multi_grad_hook([a, b, c], seen.append)
     (a * b).sum().backward()
     assert [None if g is None else g.item() for g in seen[0]] == [2.0, 1.0, None]
@@ -146,7 +143,7 @@ def test_hooks_on_several_tensors():
 
 
 def test_a_hook_may_run_a_backward_of_its_own():
-    x, w = leaf(1.0), leaf(5.0)
+    x, w = vector(1.0), vector(5.0)
     y = x * 2
 
     @y.register_hook
@@ -159,7 +156,7 @@ def test_a_hook_may_run_a_backward_of_its_own():
 
 
 def test_hooks_take_part_in_higher_orders():
-    x = leaf(2.0)
+    x = vector(2.0)
     y = x**2
     y.register_hook(lambda g: g * x.detach() * 3)
     (slope,) = tg.autograd.grad(y.sum(), x, create_graph=True)
@@ -169,7 +166,7 @@ def test_hooks_take_part_in_higher_orders():
 
 def test_hooks_die_with_their_tensors():
     before = int(rt.state.live_buffers)
-    x, held = leaf(1.0), np.zeros(100)
+    x, held = vector(1.0), np.zeros(100)
     for _ in range(2000):
         y = x * 2
         y.register_hook(lambda g, keep=held: g)
@@ -180,7 +177,7 @@ def test_hooks_die_with_their_tensors():
 
 
 def test_saved_values_are_packed_and_unpacked():
-    x, calls = leaf(1.0, 2.0), []
+    x, calls = vector(1.0, 2.0), []
 
     def pack(t):
         calls.append("pack")
@@ -201,7 +198,7 @@ def test_saved_values_are_packed_and_unpacked():
 
 
 def test_errors_of_pack_and_unpack_arrive():
-    x = leaf(1.0)
+    x = vector(1.0)
     with pytest.raises(ZeroDivisionError), saved_tensors_hooks(lambda t: 1 / 0, lambda t: t):
         x * x
     with saved_tensors_hooks(lambda t: t, lambda t: "text"):
@@ -217,7 +214,7 @@ def test_saved_tensor_hooks_can_be_switched_off():
 
 
 def test_anomaly_detection_names_the_operation_and_the_line():
-    x = leaf(0.0)
+    x = vector(0.0)
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         refused = pytest.raises(RuntimeError, match="Function 'SqrtBackward0' returned nan values in its 0th output")
@@ -237,7 +234,7 @@ def told(seen, name):
 
 
 def test_a_hook_stays_where_the_tensor_was_when_it_was_registered():
-    x, seen = leaf(1.0, 2.0), []
+    x, seen = vector(1.0, 2.0), []
     y = x * 2
     before = y.register_hook(told(seen, "before"))
     y.register_hook(lambda g: g * 10)
@@ -252,7 +249,7 @@ def test_a_hook_stays_where_the_tensor_was_when_it_was_registered():
 
 
 def test_a_retained_gradient_follows_a_tensor_that_is_written_to_and_its_hooks_do_not():
-    x, seen = leaf(1.0), []
+    x, seen = vector(1.0), []
     y = x * 2
     y.retain_grad()
     y.register_hook(told(seen, "before"))
@@ -264,7 +261,7 @@ def test_a_retained_gradient_follows_a_tensor_that_is_written_to_and_its_hooks_d
 
 @pytest.mark.parametrize("create", [False, True])
 def test_hooks_of_a_view_that_is_written_to_are_passed_by(create):
-    x, seen = leaf(1.0, 2.0, 3.0), []
+    x, seen = vector(1.0, 2.0, 3.0), []
     base = x * 1
     view = base[:2]
     base.register_hook(told(seen, "base"))
@@ -280,7 +277,7 @@ def test_hooks_of_a_view_that_is_written_to_are_passed_by(create):
 
 def test_hooks_of_a_view_run_whether_its_base_is_written_to_or_not():
     for write in (False, True):
-        x, seen = leaf(1.0, 2.0), []
+        x, seen = vector(1.0, 2.0), []
         base = x * 1
         view = base[:1]
         view.register_hook(told(seen, "view"))
@@ -296,7 +293,7 @@ def test_hooks_of_a_view_run_whether_its_base_is_written_to_or_not():
 
 
 def test_hooks_registered_while_hooks_run_count_from_the_next_value_on():
-    x, seen = leaf(1.0), []
+    x, seen = vector(1.0), []
     y = x * 2
     z = y * 3
 
@@ -317,7 +314,7 @@ def test_hooks_registered_while_hooks_run_count_from_the_next_value_on():
 
 
 def test_hooks_removed_while_hooks_run_still_run_once():
-    x, seen, handles = leaf(1.0), [], []
+    x, seen, handles = vector(1.0), [], []
     y = x * 2
 
     def remove_all(g):
@@ -335,7 +332,7 @@ def test_hooks_removed_while_hooks_run_still_run_once():
 
 @pytest.mark.parametrize("create", [False, True])
 def test_a_gradient_changed_in_place_is_what_later_hooks_and_the_graph_see_and_nobody_else(create):
-    x, w, seen = leaf(1.0, 2.0), leaf(3.0, 4.0), []
+    x, w, seen = vector(1.0, 2.0), vector(3.0, 4.0), []
     y, v = x * 2, w * 3
 
     def change(g):
@@ -352,7 +349,7 @@ def test_a_gradient_changed_in_place_is_what_later_hooks_and_the_graph_see_and_n
 
 
 def test_a_gradient_that_a_hook_kept_is_not_accumulated_into():
-    x, kept = leaf(1.0), []
+    x, kept = vector(1.0), []
     x.register_hook(kept.append)
     (x * 2).sum().backward()
     (x * 2).sum().backward()
@@ -361,7 +358,7 @@ def test_a_gradient_that_a_hook_kept_is_not_accumulated_into():
 
 
 def test_a_hook_may_differentiate_the_graph_it_is_in():
-    x, seen = leaf(3.0), []
+    x, seen = vector(3.0), []
     y = x * x
     z = y * 2
     z.register_hook(lambda g: seen.append(tg.autograd.grad(y, x, g, retain_graph=True)[0].item()))
@@ -371,7 +368,7 @@ def test_a_hook_may_differentiate_the_graph_it_is_in():
 
 
 def test_a_hook_that_frees_the_graph_it_is_in():
-    x = leaf(3.0)
+    x = vector(3.0)
     y = x * x
     z = y.exp()
     z.register_hook(lambda g: y.backward(g))
@@ -382,7 +379,7 @@ def test_a_hook_that_frees_the_graph_it_is_in():
 
 @pytest.mark.parametrize("create", [False, True])
 def test_a_hook_may_accumulate_into_a_leaf_of_the_graph_it_is_in(create):
-    x = leaf(3.0)
+    x = vector(3.0)
     x.grad = tg.tensor([100.0], dtype=tg.float64)
     y = x * x
 
@@ -400,7 +397,7 @@ def test_a_hook_may_accumulate_into_a_leaf_of_the_graph_it_is_in(create):
     [(lambda p: 3, "expected Variable, but hook returned 'int'"), (lambda p: p.grad, "hooks should return None")],
 )
 def test_post_accumulate_hooks_return_nothing(result, error):
-    x = leaf(1.0)
+    x = vector(1.0)
     x.register_post_accumulate_grad_hook(result)
     with pytest.raises((TypeError, RuntimeError), match=error):
         (x * 2).sum().backward()
@@ -423,7 +420,7 @@ def test_hooks_of_nodes_that_return_something_else_are_refused(result, error, cr
         lambda node: node.register_prehook(result),
         lambda node: node.register_hook(lambda inputs, outputs: result(inputs)),
     ):
-        x = leaf(1.0, 2.0)
+        x = vector(1.0, 2.0)
         y = x * x.detach()
         handle = register(y.grad_fn)
         with pytest.raises((TypeError, RuntimeError), match=error):
@@ -434,7 +431,7 @@ def test_hooks_of_nodes_that_return_something_else_are_refused(result, error, cr
 
 
 def test_all_hooks_of_a_leaf_in_order():
-    x, seen = leaf(1.0), []
+    x, seen = vector(1.0), []
     y = x * 2
     node = y.grad_fn.next_functions[0][0]
     node.register_prehook(lambda grads: seen.append(("before", grads[0].item())) or (grads[0] * 3,))
@@ -447,20 +444,14 @@ def test_all_hooks_of_a_leaf_in_order():
 
 
 def test_nodes_are_the_same_as_long_as_somebody_holds_them():
-    x = leaf(1.0)
+    x = vector(1.0)
     y = x
     for _ in range(30):
         y = y + y
     first = y.grad_fn
     assert first is y.grad_fn
     assert first.next_functions[0][0] is first.next_functions[1][0]
-    seen, waiting = set(), [first]
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += [f for f, _ in node.next_functions]
-    assert len(seen) == 31
+    assert len(nodes_behind(first)) == 31
     y.mul_(2)
     assert y.grad_fn is not first
     assert y.grad_fn.next_functions[0][0] is first

@@ -2,15 +2,13 @@
 
 import gc
 import os
-import sys
-import threading
 import weakref
 
 import numpy as np
 import pytest
 
 import tapegrad as tg
-from tests.helpers import leaf, same, vals
+from tests.helpers import in_threads, leaf, same, vals
 
 CANT_NUMPY = r"^Can't call numpy\(\) on Tensor that requires grad. Use tensor.detach\(\).numpy\(\) instead.$"
 
@@ -265,7 +263,7 @@ def test_reading_numbers_while_requiring_grad_is_allowed():
 # ---- threads and processes ----
 
 
-def work(seed, rounds, out):
+def work(seed, rounds):
     rng = np.random.default_rng(seed)
     for _ in range(rounds):
         a, b = rng.standard_normal((2, 4)), rng.standard_normal((4, 3))
@@ -275,37 +273,16 @@ def work(seed, rounds, out):
         gy = 2 * (a @ b) + np.exp(a @ b)
         np.testing.assert_allclose(vals(x.grad), gy @ b.T, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(vals(w.grad), a.T @ gy, rtol=1e-10, atol=1e-12)
-    out.append(seed)
-
-
-def run_threads(target, count, *args):
-    out = []
-    threads = [threading.Thread(target=target, args=(k, *args, out)) for k in range(count)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    return sorted(out)
 
 
 def test_four_threads_differentiate_their_own_graphs():
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        assert run_threads(work, 4, 100) == [0, 1, 2, 3]
-    finally:
-        sys.setswitchinterval(interval)
+    in_threads(lambda seed: work(seed, 100), 4)
 
 
 def test_a_graph_built_in_one_thread_is_differentiated_in_another():
     x = leaf([1.0, 2.0])
     y = (x * x).sum()
-
-    def target(_, out):
-        y.backward()
-        out.append(0)
-
-    assert run_threads(target, 1) == [0]
+    in_threads(lambda _: y.backward(), 1)
     same(x.grad, [2.0, 4.0])
 
 
@@ -314,12 +291,7 @@ def test_a_tensor_dropped_in_another_thread():
     keep = box[0]
     box.append((keep * keep).sum())
     refs = weakref.ref(box[1])
-
-    def target(_, out):
-        box.clear()
-        out.append(0)
-
-    assert run_threads(target, 1) == [0]
+    in_threads(lambda _: box.clear(), 1)
     assert dead(refs)
     (keep * 2).sum().backward()
     same(keep.grad, [2.0, 2.0])

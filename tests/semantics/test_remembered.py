@@ -1,14 +1,11 @@
 """Transformations of graphs that look like earlier ones: from the third on they are recorded again by compiled code."""
 
-import gc
-import threading
-
 import numpy as np
 import pytest
 
 import tapegrad as tg
 from tapegrad.autograd import remembered
-from tapegrad.engine.runtime import rt
+from tests.helpers import in_threads, leaf, state_of_tape
 from tests.test_higher_order import CASES, Problem, derivative
 
 TIMES = 3  # met, captured, recalled
@@ -24,10 +21,6 @@ def forgetful():
 def steps():
     """The remembered structures that have steps."""
     return [s for s in remembered._known.values() if not isinstance(s, str)]
-
-
-def leaf(values):
-    return tg.tensor(values, dtype=tg.float64, requires_grad=True)
 
 
 def slope(x, function=lambda x: (x.sin() * x).sum()):
@@ -182,21 +175,13 @@ def test_random_numbers_are_drawn_anew():
 
 
 def test_threads():
-    problems = []
-
     def work(seed):
         rng = np.random.default_rng(seed)
         for _ in range(60):
             values = rng.normal(size=4)
-            if not np.allclose(second(values), expected(values), rtol=1e-12):
-                problems.append(seed)
+            np.testing.assert_allclose(second(values), expected(values), rtol=1e-12)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not problems
+    in_threads(work, 4)
 
 
 def test_what_is_remembered_is_bounded():
@@ -211,9 +196,7 @@ def test_memory_does_not_grow():
         for _ in range(n):
             second([1.0, 2.0])
             tg.func.hessian(lambda x: (x**3).sum())(tg.ones(3))
-        gc.collect()
-        state = rt.state
-        return int(state["live_buffers"]), int(state["live_storages"]), int(state["used_bytes"])
+        return state_of_tape()[1:]  # dead rows may wait for a compaction
 
     before = rounds(50)
     assert rounds(500) == before
