@@ -265,6 +265,22 @@ COMPILE_UNSEEN = (
     "compile: the function writes in place to a tensor of shape {} that requires grad while gradients are switched off{}; a recorded program "
     "would not know what its gradient is. Write to its detach().clone(), or switch gradients on"
 )
+COMPILE_STATE = (
+    "compile: the function changes {}{}, to which it refers, at each call; a recorded program would not repeat that. Return the new value "
+    "and assign it outside, or pass it as an argument"
+)
+COMPILE_KEPT = (
+    "compile: the function keeps a tensor that depends on its arguments in {}{}; it would belong to the one call that is recorded. Return "
+    "it instead"
+)
+COMPILE_SOURCE = (
+    "compile: the function takes something from {}{}, which gives something else each time; a recorded program would repeat it. Draw random "
+    "numbers with tapegrad, as by tapegrad.rand, or pass what was taken as an argument"
+)
+COMPILE_CHANGED = (
+    "compile: {}, to which the function refers, has changed between the call and its backward, which would be that of another function. "
+    "Call backward before, or pass it as an argument"
+)
 COMPILE_DATA = (
     "compile: the function assigns to or from .data of a tensor of shape {} that depends on its arguments{}; a recorded program would not "
     "repeat that. Use copy_(), or work with the new value"

@@ -11,7 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from tapegrad import _tree, dtypes
+from tapegrad import _tree, dtypes, errors
 from tapegrad.autograd.tracing import is_traced, under_way
 from tapegrad.creation import as_tensor
 from tapegrad.engine import structs
@@ -44,13 +44,14 @@ class Family:
         environment: what the function refers to outside of itself.
         misses: how often no path captured so far was the right one.
         runs: how often one was.
+        unsettled: how many captures in a row changed what the function refers to.
         eager: the line that looks at values which differ at nearly every call: the function runs eagerly.
     """
 
     def __init__(self, structure: _tree.Structure | int, environment: Environment) -> None:
         self.programs: list[Program] = []
         self.structure, self.environment = structure, environment
-        self.misses = self.runs = 0
+        self.misses = self.runs = self.unsettled = 0
         self.eager = ""
 
 
@@ -69,6 +70,7 @@ class Compiled(Callables):
     def __init__(self, function: Callable, static_argnums: Sequence[int] = (), max_programs: int = 64) -> None:
         self.function = function
         self._watched = function  # whose names are looked after
+        self._others: list[Any] = []  # objects whose attributes are looked after too
         self._static = frozenset(static_argnums)
         self._most = max_programs
         self._families: dict[Any, Family] = {}
@@ -93,7 +95,7 @@ class Compiled(Callables):
             return self.function(*args, **kwargs)
         family = self._families.get(key)
         if family is None or not family.environment.is_same():
-            family = self._new_family(key, structure)
+            family = self._new_family(key, structure, leaves)
         if family.eager:
             return self._eagerly(leaves, family)
         program, ran = self._run(family, leaves)
@@ -211,19 +213,25 @@ class Compiled(Callables):
                 continue
             program.used = self._calls
             family.runs += not new
-            if family.programs[0] is not program:
+            if family.programs[:1] != [program]:
                 with self._lock:
-                    if program in family.programs:
+                    if program in family.programs:  # which other threads may have dropped
                         family.programs.remove(program)
                         family.programs.insert(0, program)
             return program, found
 
     # capture
 
-    def _new_family(self, key: Any, structure: _tree.Structure | int) -> Family:
+    def _new_family(self, key: Any, structure: _tree.Structure | int, leaves: Sequence[Any]) -> Family:
+        known = self._families.get(key)
         with self._lock:
-            family = self._families[key] = Family(structure, Environment(self._watched))
+            family = self._families[key] = Family(structure, self._environment(leaves))
+            family.unsettled = known.unsettled if known is not None else 0
         return family
+
+    def _environment(self, leaves: Sequence[Any]) -> Environment:
+        plain = [v.value if isinstance(v, _Fixed) else v for v in leaves if not isinstance(v, Tensor | np.ndarray)]
+        return Environment(self._watched, [*self._others, *plain])
 
     def _capture(self, family: Family, leaves: Sequence[Any]) -> Program:
         before = rt.set_mode(_S, 0)
@@ -234,9 +242,25 @@ class Compiled(Callables):
         with self._lock:
             self._captures += 1
             family.misses += 1
-            family.programs.insert(0, program)
-            self._drop()
+            if not family.unsettled:
+                family.programs.insert(0, program)
+                self._drop()
         return program
+
+    def _check_environment(self, capture: Capture, family: Family, leaves: Sequence[Any]) -> None:
+        # what the function does to what it refers to would not be repeated: it may be once, such as filling a cache
+        for source in family.environment.advanced():
+            raise RuntimeError(errors.COMPILE_SOURCE.format(source.name, f" ({source.line})" if source.line else ""))
+        changed = list(family.environment.changed())
+        for name, line, value in changed:
+            if capture.keeps(value):
+                raise RuntimeError(errors.COMPILE_KEPT.format(name, f" ({line})" if line else ""))
+        family.unsettled = family.unsettled + 1 if changed else 0
+        if family.unsettled > 1:
+            name, line, _ = changed[0]
+            raise RuntimeError(errors.COMPILE_STATE.format(name, f" ({line})" if line else ""))
+        if changed:
+            family.environment = self._environment(leaves)
 
     def _captured(self, capture: Capture, family: Family, leaves: Sequence[Any]) -> Program:
         positions = [p for p, leaf in enumerate(leaves) if isinstance(leaf, Tensor | np.ndarray)]
@@ -259,6 +283,7 @@ class Compiled(Callables):
                 else:
                     places.append(Place(-1, leaf.copy() if isinstance(leaf, np.ndarray) else leaf))
         capture.check_unchanged()
+        self._check_environment(capture, family, leaves)
         if not values:
             raise TypeError(
                 f"compile: {self._name} returned no tensor but {_named(result)}; return the tensors it computes (not numbers made of them "
@@ -318,6 +343,7 @@ class Compiled(Callables):
             )
             known._name = f"derivative of {self._name}"
             known._watched = self._watched
+            known._others = [*self._others, *(v for v in call.leaves if not isinstance(v, Tensor | np.ndarray))]
         return known
 
     def value_and_grad(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tapegrad import _tree
+from tapegrad import _tree, errors
 from tapegrad.autograd.function import Function
 from tapegrad.func._derivatives import vjp
 from tapegrad.program.program import Program
@@ -78,6 +78,8 @@ class CompiledCall(Function):
     def backward(ctx: Any, *adjoints: Tensor) -> Any:
         """The compiled derivative on what was saved."""
         call: Call = ctx.call
+        if not call.family.environment.is_same():
+            raise RuntimeError(errors.COMPILE_CHANGED.format(next(iter(call.family.environment.changed()))[0]))
         tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:]
         arrived = [g for g, tracks in zip(adjoints, call.program.tracked, strict=True) if tracks]

@@ -486,6 +486,13 @@ class Capture:
             if self._version(t._id) == version and t._memory_array().tobytes() != before:
                 raise RuntimeError(errors.COMPILE_MUTATED.format(list(t.shape), ""))
 
+    def keeps(self, value: Any) -> bool:
+        """Whether something holds a tensor that depends on inputs."""
+        if isinstance(value, Tensor):
+            found = self.values.get(value._id)
+            return found is not None and found.root()[0].kind != CONSTANT
+        return isinstance(value, tuple) and any(map(self.keeps, value))
+
     def result(self, t: Tensor) -> Value:
         """The value of a tensor that the function returned."""
         t._refresh()

@@ -15,11 +15,11 @@ from tapegrad import _tree
 
 from .compare import Disagreement
 from .functions import Drawn, function_of
-from .messages import BY_ONE, WRITTEN_TO
+from .messages import BY_ONE, LEAF_WRITTEN, WRITTEN_TO
 
 TOLERANCE = 1e-10  # of the largest element
 # what compiling refuses, and says so
-REFUSED = ("compile: ", "Output 0 of", "vmap: ")
+REFUSED = ("compile: ", "Output 0 of", "vmap: ", *LEAF_WRITTEN)
 
 
 class Given(NamedTuple):
@@ -215,6 +215,8 @@ class Comparison:
             if twice and slopes and error is None and any(g.requires_grad for g in slopes):
                 more, error = _outcome(_slopes, slopes, leaves, False)
                 slopes = slopes + (more or [])
+            elif twice and slopes:
+                slopes = slopes + [tg.zeros_like(g) for g in slopes]  # no second derivative and zeros are the same
             orders.append(slopes)
             errors.append(error)
         if errors[1] is not None:
