@@ -217,9 +217,10 @@ def _results(
 
         pieces = on_cluster(client, job, tasks)
         ending.callback(pieces.close)  # type: ignore[attr-defined]
-        return map(outputs.write, pieces)
+        return map(outputs.write_piece, pieces)
     if workers == 1 or len(tasks) < 2 or not may_start():
         return here(outputs.work, tasks)
+    job.prepare()  # before there are several to do it
     processes = Processes(outputs.work, min(workers, len(tasks)), outputs.release)
     ending.callback(processes.stop)
     return processes.results(tasks)
