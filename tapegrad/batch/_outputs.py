@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,16 @@ class Outputs:
         """Compute and write a piece; with a failing sample in it, it is not known yet whether it will be committed."""
         return self.job.run(start, stop, write=self.write)
 
-    def commit(self, piece: Piece) -> None:
-        """Note that a piece is done, once it is on disk."""
-        failures = as_ranges(piece.failures)
-        for node in piece.sums:
-            self.sums.add(node)
+    def commit(self, pieces: Sequence[Piece]) -> None:
+        """Note that neighbouring pieces are done, once they are on disk."""
+        failures = as_ranges(f for piece in pieces for f in piece.failures)
+        for piece in pieces:
+            for node in piece.sums:
+                self.sums.add(node)
         if self.journal is not None:
             for sink in self.sinks:
-                sink.sync(piece.start, piece.stop)
-            self.journal.commit(piece.stop, failures, self.sums.nodes())
+                sink.sync(pieces[0].start, pieces[-1].stop)
+            self.journal.commit(pieces[-1].stop, failures, self.sums.nodes())
         self.failures += failures
 
     def finish(self) -> tuple[float | None, Any]:
