@@ -1,21 +1,30 @@
 """The engine of a batch job: values and gradients of a function for a run of samples.
 
-A function runs once for all samples of a run. Where it cannot (its values steer it, or it fails on some sample) it is called once a
-sample, so that what comes out is what eager execution gives. Which of the two happens depends on the samples alone.
+The function is recorded once in each process and replayed over all samples of a run (see `program.Lanes`). Where it cannot be
+recorded, or fails, it is called sample by sample, so that what comes out is what eager execution gives. Which of these happens, and
+which samples are computed together, depends on the samples of the run alone.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tapegrad import _tree
+from tapegrad import _tree, dtypes
 from tapegrad.creation import from_numpy
 from tapegrad.errors import LEAF_IN_PLACE, LEAF_VIEW_IN_PLACE
 from tapegrad.func import value_and_grad, vmap
+from tapegrad.ops._rule import PUBLIC
+from tapegrad.program import Lanes
 from tapegrad.tensor import Tensor
+
+# where something fails, so many samples are searched for it one by one
+_SEARCHED = 64
+# samples whose gradients are added up within a program
+_RUN = 256
 
 
 class Computed(NamedTuple):
@@ -23,12 +32,12 @@ class Computed(NamedTuple):
 
     Attributes:
         values: one a sample, NaN where the function failed.
-        gradients: the leaves of the gradient in tree order, each with the samples along its first axis; NaN where the function failed.
+        lines: the leaves of each sample's gradient, flattened and joined in tree order; NaN where the function failed.
         failures: why it failed, by number of the sample within the run.
     """
 
     values: np.ndarray
-    gradients: list[np.ndarray]
+    lines: np.ndarray
     failures: dict[int, str]
 
 
@@ -37,7 +46,7 @@ class Summed(NamedTuple):
 
     Attributes:
         values: one a sample, NaN where the function failed.
-        total: the sum of the values, then the leaves of the summed gradient; samples that failed are left out.
+        total: the sum of the values, and that of the gradients' lines; samples that failed are left out.
         failures: why it failed, by number of the sample within the run.
     """
 
@@ -46,97 +55,181 @@ class Summed(NamedTuple):
     failures: dict[int, str]
 
 
-def compute(f: Callable, params: Any, chunk: Any, wrt: Sequence[str]) -> Computed:
-    """The value and gradient of a function for each sample of a run.
+class Calculation:
+    """A function's values and gradients, recorded once and replayed over any number of samples.
 
     Args:
         f: ``f(params, sample)``, or ``f(sample)`` where `params` is None; returns a scalar tensor.
         params: a tree of arrays, or None.
-        chunk: a tree of arrays with the samples along their first axis.
         wrt: what to differentiate with respect to, of "params" and "data".
+        value_dtype: of the function's values.
 
-    Raises:
-        RuntimeError: if the function writes to its arguments.
+    Attributes:
+        by_one: whether each sample is computed by a call of its own, for a function that is not worth recording.
+        recorded: whether somebody had it recorded in this process.
 
     >>> import numpy as np, tapegrad as tg
-    >>> done = compute(lambda w, x: (w * x).sum(), np.array([2.0, 3.0]), np.array([[1.0, 4.0], [0.0, 1.0]]), ["params"])
-    >>> done.values.tolist(), done.gradients[0].tolist()
+    >>> of = Calculation(lambda w, x: (w * x).sum(), np.array([2.0, 3.0]), ["params"])
+    >>> done = of.compute(np.array([[1.0, 4.0], [0.0, 1.0]]))
+    >>> done.values.tolist(), done.lines.tolist()
     ([14.0, 3.0], [[1.0, 4.0], [0.0, 1.0]])
-    """
-    call = _Call(f, params, chunk)
-    try:
-        values, gradients = call.all_samples(wrt)
-    except MemoryError:
-        raise
-    except Exception:
-        return call.one_by_one(wrt)
-    failures = _not_a_number(values, gradients, chunk)
-    for k in failures:
-        for array in (values, *gradients):
-            array[k] = np.nan
-    return Computed(values, gradients, failures)
-
-
-def compute_each(f: Callable, params: Any, chunk: Any, wrt: Sequence[str]) -> Computed:
-    """As `compute`, by calling the function for each sample, whether it needs that or not.
-
-    >>> import numpy as np, tapegrad as tg
-    >>> compute_each(tg.sin, None, np.zeros(2), ["data"]).gradients
-    [array([1., 1.])]
-    """
-    return _Call(f, params, chunk).one_by_one(wrt)
-
-
-def steered_by_values(f: Callable, params: Any, chunk: Any, wrt: Sequence[str]) -> bool:
-    """Whether a function must be called for each sample.
-
-    >>> import numpy as np, tapegrad as tg
-    >>> steered_by_values(lambda x: x if x > 0 else -x, None, np.ones(2), ["data"]), steered_by_values(tg.abs, None, np.ones(2), ["data"])
-    (True, False)
-    """
-    try:
-        _Call(f, params, chunk).all_samples(wrt)
-    except MemoryError:
-        raise
-    except Exception:
-        return True
-    return False
-
-
-def compute_sum(f: Callable, params: Any, chunk: Any, most: int) -> Summed:
-    """The values of a function for each sample of a run, and the sum of the gradients with respect to `params`.
-
-    Args:
-        f: ``f(params, sample)``, returns a scalar tensor.
-        params: a tree of arrays.
-        chunk: a tree of arrays with the samples along their first axis.
-        most: of how many samples to hold single gradients, where they are needed to tell which sample failed.
-
-    Raises:
-        RuntimeError: if the function writes to its arguments.
-
-    >>> import numpy as np, tapegrad as tg
-    >>> done = compute_sum(lambda w, x: (w * x).sum(), np.array([2.0, 3.0]), np.array([[1.0, 4.0], [0.0, 1.0]]), 8)
-    >>> [array.tolist() for array in done.total]
+    >>> [array.tolist() for array in of.compute_sum(np.array([[1.0, 4.0], [0.0, 1.0]]), 8).total]
     [17.0, [1.0, 5.0]]
     """
-    try:
-        values, total = _Call(f, params, chunk).added()
-        if not any(np.isnan(array).any() for array in (values, *total)):
-            return Summed(values, total, {})
-    except MemoryError:
-        raise
-    except Exception:
-        pass  # each sample is tried by itself below
-    parts, totals, failures = [], [], {}
-    count = samples_of(chunk)
-    for start in range(0, count, most):
-        part = compute(f, params, rows(chunk, start, start + most), ["params"])
-        good = np.array([k not in part.failures for k in range(len(part.values))])
-        parts.append(part.values)
-        totals.append([array[good].sum(0) for array in (part.values, *part.gradients)])
-        failures.update({start + k: reason for k, reason in part.failures.items()})
-    return Summed(np.concatenate(parts), [np.sum(column, axis=0) for column in zip(*totals, strict=True)], failures)
+
+    def __init__(self, f: Callable, params: Any, wrt: Sequence[str], value_dtype: Any = np.float64) -> None:
+        self.f, self.params, self.wrt, self.value_dtype = f, params, tuple(wrt), np.dtype(value_dtype)
+        self.by_one = False
+        self._place = {"params": 0, "data": 0 if params is None else 1}
+        self._start()
+
+    def _start(self) -> None:
+        f, dims = self.f, (None,) * self._place["data"] + (0,)
+        both = value_and_grad(f, tuple(self._place[w] for w in self.wrt))
+
+        @functools.wraps(f)  # so that Lanes sees what f refers to
+        def each(*arguments: Any) -> tuple[Tensor, Tensor]:
+            value, gradients = both(*arguments)
+            return value, _joined(gradients)
+
+        def run(params: Any, samples: Any) -> tuple[Tensor, Tensor]:
+            values = vmap(f, (None, 0))(params, samples)
+            return values.sum(), values
+
+        both_of_run = value_and_grad(run, has_aux=True)
+
+        @functools.wraps(f)
+        def added(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+            (total, values), gradient = both_of_run(*arguments)
+            return values, total, _joined(gradient)
+
+        self._both, self._each, self._added = both, Lanes(each, dims), Lanes(added, dims)
+        self._room: list[np.ndarray] = []
+        self.recorded = False
+
+    def __getstate__(self) -> dict:
+        # recorded anew in another process
+        return {k: v for k, v in self.__dict__.items() if k not in ("_both", "_each", "_added", "_room", "recorded")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def compute(self, chunk: Any) -> Computed:
+        """The value and gradient of the function for each sample of a run.
+
+        Args:
+            chunk: a tree of arrays with the samples along their first axis.
+
+        Returns:
+            Arrays that the next call writes to.
+
+        Raises:
+            WritesToInput: if the function writes to its arguments.
+        """
+        call = _Call(self, chunk)
+        values, lines = self._outputs(call)
+        failures: dict[int, str] = {}
+        self._fill(call, values, lines, 0, failures)
+        for k, reason in _not_a_number(values, lines, chunk).items():
+            failures.setdefault(k, reason)
+        for k in failures:
+            values[k] = lines[k] = np.nan
+        return Computed(values, lines, dict(sorted(failures.items())))
+
+    def singles(self, chunk: Any) -> int:
+        """How many of some samples recording the function does not help with."""
+        call = _Call(self, chunk)
+        try:
+            self._each(*call.arguments, out=list(self._outputs(call)), failed={})
+        except MemoryError:
+            raise
+        except Exception:
+            return call.count
+        return self._each.singles
+
+    def _outputs(self, call: _Call) -> tuple[np.ndarray, np.ndarray]:
+        size, dtype = call.line
+        if not self._room or len(self._room[0]) < call.count or self._room[1].shape[1] != size:
+            self._room = [np.empty(call.count, self.value_dtype), np.empty((call.count, size), dtype)]
+        return self._room[0][: call.count], self._room[1][: call.count]
+
+    def _fill(self, call: _Call, values: np.ndarray, lines: np.ndarray, first: int, failures: dict[int, str]) -> None:
+        if not self.by_one:
+            try:
+                failed: dict[int, Exception] = {}
+                self._each(*call.arguments, out=[values, lines], failed=failed)
+                call.check(*failed.values())
+                failures.update({first + k: reason_of(error) for k, error in failed.items()})
+                for k in failed:
+                    values[k] = lines[k] = np.nan
+                return
+            except (MemoryError, WritesToInput):
+                raise
+            except Exception:
+                pass  # found out about below
+            if call.count > _SEARCHED:
+                middle = call.count // 2
+                self._fill(call.part(0, middle), values[:middle], lines[:middle], first, failures)
+                self._fill(call.part(middle, call.count), values[middle:], lines[middle:], first + middle, failures)
+                return
+        for k in range(call.count):
+            try:
+                value, gradients = self._both(*call.sample(k))
+                found = [t.detach().numpy() for t in (value, *_tree.flatten(gradients)[0])]
+                values[k], lines[k] = found[0], np.concatenate([a.reshape(-1) for a in found[1:]])
+            except MemoryError:
+                raise
+            except Exception as error:
+                call.check(error)
+                failures[first + k] = reason_of(error)
+                values[k] = lines[k] = np.nan
+            call.check()
+
+    def compute_sum(self, chunk: Any, most: int) -> Summed:
+        """The values of the function for each sample of a run, and the sum of the gradients with respect to `params`.
+
+        Args:
+            chunk: as for `compute`.
+            most: of how many samples to hold single gradients, where they are needed to tell which sample failed.
+
+        Raises:
+            WritesToInput: as `compute`.
+        """
+        call = _Call(self, chunk)
+        if not self.by_one:
+            try:
+                values, total = self._add(call)
+                if not any(np.isnan(array).any() for array in (values, *total)):
+                    return Summed(values, total, {})
+            except (MemoryError, WritesToInput):
+                raise
+            except Exception:
+                pass  # each sample is tried by itself below
+        parts, totals, failures = [], [], {}
+        for start in range(0, call.count, most):
+            part = self.compute(rows(chunk, start, start + most))
+            good = np.array([k not in part.failures for k in range(len(part.values))])
+            parts.append(part.values.copy())
+            totals.append([array[good].sum(0) for array in (part.values, part.lines)])
+            failures.update({start + k: reason for k, reason in part.failures.items()})
+        return Summed(np.concatenate(parts), [np.sum(column, axis=0) for column in zip(*totals, strict=True)], failures)
+
+    def _add(self, call: _Call) -> tuple[np.ndarray, list[np.ndarray]]:
+        # in runs of one length, and one of what is left
+        size, dtype = call.line
+        values = np.empty(call.count, self.value_dtype)
+        totals = []
+        whole = call.count - call.count % _RUN
+        for start, stop, length in ((0, whole, _RUN), (whole, call.count, call.count - whole)):
+            if start == stop:
+                continue
+            runs = call.in_runs(start, stop, length)
+            sums = [np.empty(runs.count, self.value_dtype), np.empty((runs.count, size), dtype)]
+            self._added(*runs.arguments, out=[values[start:stop].reshape(runs.count, length), *sums])
+            runs.check()
+            totals.append([array.sum(0) for array in sums])
+        return values, [np.sum(column, axis=0) for column in zip(*totals, strict=True)]
 
 
 def samples_of(chunk: Any) -> int:
@@ -156,78 +249,47 @@ def reason_of(error: Exception) -> str:
 
 
 class _Call:
-    # a function and the tensors it is given
-    def __init__(self, f: Callable, params: Any, chunk: Any) -> None:
-        self.f, self.chunk = f, chunk
+    # a calculation's function, and the tensors it is given for some samples
+    def __init__(self, calculation: Calculation, chunk: Any) -> None:
+        self._calculation, self._chunk = calculation, chunk
         data = _tree.map_leaves(from_numpy, chunk)
+        params = calculation.params
         self.arguments: tuple = (data,) if params is None else (_tree.map_leaves(from_numpy, params), data)
-        self.places = {"data": len(self.arguments) - 1, "params": 0}
-        self.tensors = _tree.flatten(self.arguments)[0]
-        self.versions = [t._version for t in self.tensors]
+        self.count = samples_of(chunk)
+        self._tensors = _tree.flatten(self.arguments)[0]
+        self._versions = [t._version for t in self._tensors]
 
-    def all_samples(self, wrt: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Values and gradients, by one run of the function."""
-        both = value_and_grad(self.f, tuple(self.places[w] for w in wrt))
-        values, gradients = vmap(both, (*[None] * (len(self.arguments) - 1), 0))(*self.arguments)
-        self.check_unwritten()
-        return _array(values), [_array(g) for g in _tree.flatten(gradients)[0]]
+    @property
+    def line(self) -> tuple[int, np.dtype]:
+        """Numbers in a sample's gradient, and their dtype."""
+        calculation = self._calculation
+        leaves = [
+            leaf[0] if w == "data" else leaf
+            for w in calculation.wrt
+            for leaf in _tree.flatten(calculation.params if w == "params" else self._chunk)[0]
+        ]
+        return sum(leaf.size for leaf in leaves), np.result_type(*(leaf.dtype for leaf in leaves))
 
-    def added(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Values, and the sum of values and of gradients, by one run of the function."""
+    def sample(self, k: int) -> tuple:
+        """The arguments for one sample."""
+        return *self.arguments[:-1], _tree.map_leaves(lambda t: t[k], self.arguments[-1])
 
-        def total(params: Any) -> tuple[Tensor, Tensor]:
-            values = vmap(self.f, (None, 0))(params, self.arguments[1])
-            return values.sum(), values
+    def part(self, start: int, stop: int) -> _Call:
+        """The call for some of the samples."""
+        return _Call(self._calculation, rows(self._chunk, start, stop))
 
-        (added, values), gradient = value_and_grad(total, has_aux=True)(self.arguments[0])
-        self.check_unwritten()
-        if values.ndim != 1:
-            raise RuntimeError("the function returns no scalar")
-        return _array(values), [_array(t) for t in (added, *_tree.flatten(gradient)[0])]
+    def in_runs(self, start: int, stop: int, length: int) -> _Call:
+        """The call for some of the samples, with runs of them in place of samples."""
+        return _Call(
+            self._calculation,
+            _tree.map_leaves(lambda a: a[start:stop].reshape(-1, length, *a.shape[1:]), self._chunk),
+        )
 
-    def one_by_one(self, wrt: Sequence[str]) -> Computed:
-        """Values and gradients, by calling the function once a sample."""
-        both = value_and_grad(self.f, tuple(self.places[w] for w in wrt))
-        results: dict[int, list[np.ndarray]] = {}
-        failures: dict[int, str] = {}
-        count = samples_of(self.chunk)
-        for k in range(count):
-            sample = _tree.map_leaves(lambda t: t[k], self.arguments[-1])  # noqa: B023 - called at once
-            try:
-                value, gradients = both(*self.arguments[:-1], sample)
-                results[k] = [_array(t) for t in (value, *_tree.flatten(gradients)[0])]
-            except MemoryError:
-                raise
-            except Exception as error:
-                if str(error) in (LEAF_IN_PLACE, LEAF_VIEW_IN_PLACE):  # what is differentiated is a leaf
-                    raise WritesToInput(WritesToInput.message) from None
-                failures[k] = reason_of(error)
-            self.check_unwritten()
-        columns = self._columns(results, wrt, count)
-        nans = _not_a_number(columns[0], columns[1:], self.chunk)
-        failures = {k: failures.get(k, nans[k]) for k in sorted(nans)}
-        for k in failures:
-            for column in columns:
-                column[k] = np.nan
-        return Computed(columns[0], columns[1:], failures)
-
-    def _columns(self, results: dict[int, list[np.ndarray]], wrt: Sequence[str], count: int) -> list[np.ndarray]:
-        # NaN where a call failed; a gradient has the shape and dtype of what it is taken with respect to
-        first = next(iter(results.values()), [np.zeros(())])
-        like = [(first[0].shape, first[0].dtype)]
-        for w in wrt:
-            leaves = _tree.flatten(self.arguments[self.places[w]])[0]
-            arrays = [t.detach().numpy() for t in leaves]
-            like += [(a.shape[1:] if w == "data" else a.shape, a.dtype) for a in arrays]
-        columns = [np.full((count, *shape), np.nan, dtype) for shape, dtype in like]
-        for k, row in results.items():
-            for column, array in zip(columns, row, strict=True):
-                column[k] = array
-        return columns
-
-    def check_unwritten(self) -> None:
-        """Refuse a function that wrote to what it was given."""
-        if [t._version for t in self.tensors] != self.versions:
+    def check(self, *errors: Exception) -> None:
+        """Refuse a function that wrote to what it was given; what is differentiated is a leaf, on which that raises."""
+        if [t._version for t in self._tensors] != self._versions or any(
+            str(e) in (LEAF_IN_PLACE, LEAF_VIEW_IN_PLACE) for e in errors
+        ):
             raise WritesToInput(WritesToInput.message)
 
 
@@ -240,20 +302,22 @@ class WritesToInput(RuntimeError):
     )
 
 
-def _array(t: Tensor) -> np.ndarray:
-    return np.array(t.detach().numpy())  # memory of its own, to be written to
+def _joined(tree: Any) -> Tensor:
+    # the leaves of a gradient as one line
+    leaves = [t.reshape(-1) for t in _tree.flatten(tree)[0]]
+    if len(leaves) == 1:
+        return leaves[0]
+    dtype = functools.reduce(dtypes.promote_types, (t.dtype for t in leaves))
+    return PUBLIC["cat"]([t.to(dtype) for t in leaves])
 
 
-def _not_a_number(values: np.ndarray, gradients: Sequence[np.ndarray], chunk: Any) -> dict[int, str]:
+def _not_a_number(values: np.ndarray, lines: np.ndarray, chunk: Any) -> dict[int, str]:
     # samples whose value or gradient holds NaN, and why
-    if not any(array.size and np.isnan(array.min()) for array in (values, *gradients)):
+    if not any(array.size and np.isnan(array.min()) for array in (values, lines)):
         return {}
     found = {}
     of_data = [leaf for leaf in _tree.flatten(chunk)[0] if leaf.dtype.kind == "f"]
-    bad = np.isnan(values)
-    for gradient in gradients:
-        bad = bad | np.isnan(gradient).reshape(len(values), -1).any(1)
-    for k in np.flatnonzero(bad):
+    for k in np.flatnonzero(np.isnan(values) | np.isnan(lines).any(1)):
         what = "the value is NaN" if np.isnan(values[k]) else "the gradient is NaN"
         given = any(np.isnan(leaf[k]).any() for leaf in of_data)
         found[int(k)] = f"{what}: the sample itself holds NaN" if given else what

@@ -61,8 +61,8 @@ def workers_of(client: Any) -> int:
     return sum(client.nthreads().values())
 
 
-def on_cluster(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[Piece]:
-    """The results of some tasks, in the order they are done.
+def on_cluster(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[list[Piece]]:
+    """The results of some tasks, in the order they are done, as many at a time as are there.
 
     Workers read files by themselves, from the same paths; arrays in memory are sent piece by piece. A task whose worker is lost is
     done by another one.
@@ -105,7 +105,7 @@ def on_cluster(client: Any, job: Job, tasks: Sequence[Task]) -> Iterator[Piece]:
                 running.discard(future)
                 piece = _result(distributed, future)
                 fill()
-                yield piece
+                yield [piece]
     finally:
         if client.status == "running":
             client.cancel(list(running))

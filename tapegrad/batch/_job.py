@@ -13,18 +13,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapegrad import _tree
-from tapegrad.batch._chunk import Computed, WritesToInput, compute, compute_each, compute_sum, rows, steered_by_values
+from tapegrad.batch._chunk import Calculation, Computed, WritesToInput, rows
 from tapegrad.batch._fingerprint import describe_function, describe_params
 from tapegrad.batch._reduction import Node, PairwiseSum
 from tapegrad.batch._sinks import Column
 from tapegrad.batch._sources import Data
+from tapegrad.engine.blas import one_thread
 from tapegrad.tensor import Tensor
 
 # A block is what is computed at once. It depends on the job alone, and so do all results: neither the size of chunks nor the number of
-# workers changes a bit of them. 2 MiB stay in a core's cache; more than 16,384 samples gain nothing. 256 calls take a tenth of a second.
-_BLOCK_BYTES, _MOST_IN_BLOCK, _MOST_CALLS_IN_BLOCK = 2 << 20, 1 << 14, 1 << 8
+# workers changes a bit of them. What is read and written for a block stays in the cache that cores share; more than 32,768 samples gain
+# nothing. 256 calls take a tenth of a second.
+_BLOCK_BYTES, _MOST_IN_BLOCK, _MOST_CALLS_IN_BLOCK = 8 << 20, 1 << 15, 1 << 8
 _BLOCKS_IN_CHUNK = 8
-_TRIED = 64
+# samples among which one is looked for that works, and those that tell whether paths are worth recording
+_TRIED, _TOLD = 64, 32
+
+# takes the first sample of a block, the values and the lines
+Write = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 class Piece(NamedTuple):
@@ -33,18 +39,16 @@ class Piece(NamedTuple):
     Attributes:
         start: the first of them.
         stop: one after the last.
-        values: one a sample; None once they are written.
-        gradients: the leaves, one line a sample; None once they are written, or with a reduction.
         sums: with a reduction, what the blocks add up to.
         failures: samples that failed, and why.
+        blocks: first sample, values and lines of each block, as far as these are not written yet.
     """
 
     start: int
     stop: int
-    values: np.ndarray | None
-    gradients: list[np.ndarray] | None
     sums: list[Node]
     failures: list[tuple[int, str]]
+    blocks: list[tuple[int, np.ndarray, np.ndarray]]
 
 
 class Job:
@@ -70,13 +74,22 @@ class Job:
         self.columns = self._columns()
         self.function = describe_function(f)  # before it is first called, which may change what it closes over
         self._check_signature()
-        self.tried, self._sample, self.value_dtype, self._known = self._try(skip)
-        most = _MOST_IN_BLOCK
-        if steered_by_values(f, params, self._sample, self.wrt):
-            most = min(most, _MOST_CALLS_IN_BLOCK)
-        of_gradient = sum(c.size * c.dtype.itemsize for c in self.columns)
-        self.block = _fitting(data.sample_bytes + (0 if reduce else of_gradient), most)
-        self._most = _fitting(data.sample_bytes + of_gradient, most)
+        self._samples = data.samples
+        with _turn, one_thread():
+            self.tried, self._sample, value_dtype, self._known = self._try(skip)
+            self.calculation = Calculation(f, params, self.wrt, value_dtype)
+            of_gradient = sum(c.size * c.dtype.itemsize for c in self.columns)
+            count = min(_TOLD, self._fitting(data.sample_bytes + of_gradient), data.samples)
+            pairs = zip(_tree.flatten(self._sample)[0], _tree.flatten(data.read(0, count))[0], strict=True)
+            told = _tree.unflatten([np.concatenate(pair) for pair in pairs], data.structure)
+            self.calculation.by_one = self.calculation.singles(told) > count // 2
+        self.block = self._fitting(data.sample_bytes + (0 if reduce else of_gradient))
+        self._most = self._fitting(data.sample_bytes + of_gradient)
+
+    def _fitting(self, size: int) -> int:
+        # the largest power of two of samples of this size that make a block
+        most = _MOST_CALLS_IN_BLOCK if self.calculation.by_one else _MOST_IN_BLOCK
+        return 1 << min(max(_BLOCK_BYTES // max(size, 1), 1), most).bit_length() - 1
 
     def describe(self) -> dict[str, str]:
         """All that results depend on, hashed, by name."""
@@ -99,40 +112,58 @@ class Job:
             return max(1, min(_BLOCKS_IN_CHUNK, blocks // (4 * workers))) * self.block
         return -(-asked // self.block) * self.block
 
-    def run(self, start: int, stop: int, chunk: Any = None) -> Piece:
+    def run(self, start: int, stop: int, chunk: Any = None, write: Write | None = None) -> Piece:
         """Compute a run of samples.
 
         Args:
             start: the first sample, a multiple of the block.
             stop: one after the last.
             chunk: the samples, if they are read already.
+            write: takes what each block gives, from its first sample on; without it, that is kept in the piece.
         """
-        with _turn:
-            if chunk is None:
-                chunk = self.data.read(start, stop)
+        self.prepare()
+        with _turn, one_thread():
             sums = PairwiseSum()
-            values, gradients, failures = [], [], []
+            blocks: list[tuple[int, np.ndarray, np.ndarray]] = []
+            failures: list[tuple[int, str]] = []
             for first in range(start, stop, self.block):
-                part = rows(chunk, first - start, first - start + self.block)
+                last = min(first + self.block, stop)
+                part = self.data.read(first, last) if chunk is None else rows(chunk, first - start, last - start)
                 done: Any
                 if self.reduce:
-                    done = compute_sum(self.f, self.params, part, self._most)
+                    done = self.calculation.compute_sum(part, self._most)
                     sums.add(Node(0, first // self.block, done.total))
+                    lines = np.empty((len(done.values), 0))
                 else:
-                    done = compute(self.f, self.params, part, self.wrt)
-                    gradients.append(done.gradients)
-                values.append(done.values)
+                    done = self.calculation.compute(part)
+                    lines = done.lines
+                if write is None:
+                    blocks.append((first, done.values.copy(), lines.copy()))
+                else:
+                    write(first, done.values, lines)
                 failures += [(first + k, reason) for k, reason in done.failures.items()]
             self._check_steady(stop)
-        joined = [np.concatenate(column) for column in zip(*gradients, strict=True)]
-        return Piece(start, stop, np.concatenate(values), joined, sums.nodes(), failures)
+        return Piece(start, stop, sums.nodes(), failures, blocks)
+
+    def prepare(self) -> None:
+        """Record the function in this process: along one and the same sample everywhere, whatever the process computes then."""
+        with _turn, one_thread():
+            if self.calculation.recorded:
+                return
+            self.calculation.recorded = True
+            alike = _tree.map_leaves(lambda a: np.repeat(a, min(self.block, self._samples), 0), self._sample)
+            if self.reduce:
+                self.calculation.compute_sum(alike, self._most)
+            else:
+                self.calculation.compute(alike)
 
     def result(self, sums: PairwiseSum, failed: int) -> tuple[float, Any]:
         """The reduced value and gradient, the latter in the structure of the parameters."""
         count = self.data.samples - failed if self.reduce == "mean" else 1
         with np.errstate(invalid="ignore"):  # the mean of no samples is NaN
-            value, *leaves = (np.asarray(a / a.dtype.type(count)) for a in sums.total())
-        leaves = [a.astype(c.dtype, copy=False) for a, c in zip(leaves, self.columns, strict=True)]
+            value, line = (np.asarray(a / a.dtype.type(count)) for a in sums.total())
+        parts = np.split(line, np.cumsum([c.size for c in self.columns])[:-1])
+        leaves = [a.reshape(c.shape).astype(c.dtype) for a, c in zip(parts, self.columns, strict=True)]
         return float(value), _tree.unflatten(leaves, _tree.flatten(self.params)[1])
 
     def _columns(self) -> list[Column]:
@@ -173,24 +204,25 @@ class Job:
         reasons = []
         for k in range(min(_TRIED if skip else 1, self.data.samples)):
             sample = self.data.read(k, k + 1)
-            done = self._one(sample)
+            done, value_dtype = self._one(sample)
             if done.failures:
                 reasons.append(done.failures[0])
                 continue
             known = _hash(done)
-            if _hash(self._one(sample)) != known:
+            if _hash(self._one(sample)[0]) != known:
                 raise RuntimeError(
                     f"batch: the function gives two results for sample {k} when called twice: it uses random numbers, or state that "
                     "changes; let it depend on params and sample alone"
                 )
-            return k, sample, done.values.dtype, known
+            return k, sample, value_dtype, known
         if not skip:
             raise RuntimeError(failed(0, reasons[0]))
         raise RuntimeError(f"batch: the function fails on each of the first {len(reasons)} samples: {reasons[0]}")
 
-    def _one(self, chunk: Any) -> Computed:
-        # one sample, by a call that tells a wrong result from a failing one
+    def _one(self, chunk: Any) -> tuple[Computed, np.dtype]:
+        # one sample, by a call that tells a wrong result from a failing one; and the dtype of its value
         wrong: list[Exception] = []
+        found_dtypes = [np.dtype(np.float64)]
         given = _tree.flatten((self.params, chunk))[0]
         before = [None if a is None else a.tobytes() for a in given]
 
@@ -205,18 +237,25 @@ class Job:
                     )
                 )
                 raise wrong[0]
+            found_dtypes.append(y.dtype.numpy)
             return y
 
-        done = compute_each(checked, self.params, chunk, self.wrt)
+        done = self._alone(checked, chunk)
         if wrong:
             raise wrong[0]
         if before != [None if a is None else a.tobytes() for a in given]:
             raise WritesToInput(WritesToInput.message)
-        return done
+        return done, found_dtypes[-1]
+
+    def _alone(self, f: Callable, chunk: Any) -> Computed:
+        # what eager calls give
+        eager = Calculation(f, self.params, self.wrt)
+        eager.by_one = True
+        return eager.compute(chunk)
 
     def _check_steady(self, stop: int) -> None:
         # state that changed since the job began would make results depend on their order
-        if _hash(compute_each(self.f, self.params, self._sample, self.wrt)) != self._known:
+        if _hash(self._alone(self.f, self._sample)) != self._known:
             raise RuntimeError(
                 f"batch: before sample {stop:,} the function began to give another result for sample {self.tried} than at the start: it "
                 "depends on state that changes (or this worker's processor computes otherwise); let it depend on params and sample alone"
@@ -234,13 +273,8 @@ def failed(k: int, reason: str) -> str:
     )
 
 
-def _fitting(size: int, most: int) -> int:
-    # the largest power of two of samples of this size that make a block
-    return 1 << min(max(_BLOCK_BYTES // max(size, 1), 1), most).bit_length() - 1
-
-
 def _hash(done: Computed) -> str:
     found = hashlib.sha256()
-    for array in (done.values, *done.gradients):
+    for array in (done.values, done.lines):
         found.update(array.tobytes())
     return found.hexdigest()

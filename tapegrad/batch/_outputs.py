@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tapegrad import _tree
 from tapegrad.batch._fingerprint import differences
@@ -39,7 +42,9 @@ class Outputs:
         self.of_values: Sink | None = None
         self.of_gradients: Sink | None = None
         if values is not None:
-            self.of_values = open_sink(values, [Column("values", (), job.value_dtype)], samples, block, joined=False)
+            self.of_values = open_sink(
+                values, [Column("values", (), job.calculation.value_dtype)], samples, block, joined=False
+            )
         if out is not None and job.reduce is None:
             self.of_gradients = open_sink(out, job.columns, samples, block)
         self.sinks = [s for s in (self.of_values, self.of_gradients) if s is not None]
@@ -116,29 +121,33 @@ class Outputs:
                     sink.path,
                 )
 
-    def write(self, piece: Piece) -> Piece:
-        """Write a piece to the sinks, from any process; returns what is left to note of it."""
+    def write(self, first: int, values: np.ndarray, lines: np.ndarray) -> None:
+        """Write some samples to the sinks, from any process."""
         if self.of_values is not None:
-            assert piece.values is not None
-            self.of_values.write(piece.start, [piece.values])
+            self.of_values.write(first, values)
         if self.of_gradients is not None:
-            assert piece.gradients is not None
-            self.of_gradients.write(piece.start, piece.gradients)
-        return piece._replace(values=None, gradients=None)
+            self.of_gradients.write(first, lines)
+
+    def write_piece(self, piece: Piece) -> Piece:
+        """Write what a piece holds; returns what is left to note of it."""
+        for block in piece.blocks:
+            self.write(*block)
+        return piece._replace(blocks=[])
 
     def work(self, start: int, stop: int) -> Piece:
         """Compute and write a piece; with a failing sample in it, it is not known yet whether it will be committed."""
-        return self.write(self.job.run(start, stop))
+        return self.job.run(start, stop, write=self.write)
 
-    def commit(self, piece: Piece) -> None:
-        """Note that a piece is done, once it is on disk."""
-        failures = as_ranges(piece.failures)
-        for node in piece.sums:
-            self.sums.add(node)
+    def commit(self, pieces: Sequence[Piece]) -> None:
+        """Note that neighbouring pieces are done, once they are on disk."""
+        failures = as_ranges(f for piece in pieces for f in piece.failures)
+        for piece in pieces:
+            for node in piece.sums:
+                self.sums.add(node)
         if self.journal is not None:
             for sink in self.sinks:
-                sink.sync(piece.start, piece.stop)
-            self.journal.commit(piece.stop, failures, self.sums.nodes())
+                sink.sync(pieces[0].start, pieces[-1].stop)
+            self.journal.commit(pieces[-1].stop, failures, self.sums.nodes())
         self.failures += failures
 
     def finish(self) -> tuple[float | None, Any]:

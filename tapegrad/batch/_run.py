@@ -210,16 +210,17 @@ def _tasks(start: int, stop: int, size: int) -> list[Task]:
 
 def _results(
     job: Job, outputs: Outputs, tasks: list[Task], workers: int, client: Any, ending: contextlib.ExitStack
-) -> Iterator[Piece]:
-    # pieces that are written, in the order they are done
+) -> Iterator[list[Piece]]:
+    # pieces that are written, in the order they are done, as many at a time as are there
     if client is not None:
         from tapegrad.batch._dask import on_cluster
 
         pieces = on_cluster(client, job, tasks)
         ending.callback(pieces.close)  # type: ignore[attr-defined]
-        return map(outputs.write, pieces)
+        return ([outputs.write_piece(piece) for piece in some] for some in pieces)
     if workers == 1 or len(tasks) < 2 or not may_start():
         return here(outputs.work, tasks)
+    job.prepare()  # before there are several to do it
     processes = Processes(outputs.work, min(workers, len(tasks)), outputs.release)
     ending.callback(processes.stop)
     return processes.results(tasks)
@@ -230,22 +231,20 @@ def _commit_all(
     outputs: Outputs,
     done: Committed,
     tasks: list[Task],
-    results: Iterator[Piece],
+    results: Iterator[list[Piece]],
     progress: bool,
     on_error: str,
 ) -> None:
     arrived: dict[int, Piece] = {}
+    committed = done.samples
     begin = time.perf_counter()
     told = Progress(tasks, "batch", "chunk", lines=20) if progress else None
     try:
         for start, stop in told or tasks:
-            while start not in arrived:
-                piece = next(results)
-                arrived[piece.start] = piece
-            piece = arrived.pop(start)
-            if piece.failures and on_error == "raise":
-                raise RuntimeError(failed(*piece.failures[0]))
-            outputs.commit(piece)
+            while start >= committed and start not in arrived:
+                arrived |= {piece.start: piece for piece in next(results)}
+            if start >= committed:
+                committed = _commit(outputs, arrived, start, on_error)
             if told is not None:
                 rate = (stop - done.samples) / max(time.perf_counter() - begin, 1e-9)
                 told.note = f"{stop:,} of {job.data.samples:,} samples, {rate:,.0f} samples/s"
@@ -257,6 +256,21 @@ def _commit_all(
             raise OSError(errno.ENOSPC, f"batch: the disk is full: {kept}; make room first", error.filename) from error
         error.add_note(f"batch: {kept}")
         raise
+
+
+def _commit(outputs: Outputs, arrived: dict[int, Piece], start: int, on_error: str) -> int:
+    # the pieces from a sample on, as far as they are there: together, for a disk takes its time; returns where they end
+    together: list[Piece] = []
+    while start in arrived:
+        piece = arrived[start]
+        if piece.failures and on_error == "raise":
+            if not together:
+                raise RuntimeError(failed(*piece.failures[0]))
+            break
+        together.append(arrived.pop(start))
+        start = piece.stop
+    outputs.commit(together)
+    return start
 
 
 def _kept(job: Job, outputs: Outputs) -> str:

@@ -61,8 +61,13 @@ class Sink(ABC):
         """Make an output without samples."""
 
     @abstractmethod
-    def write(self, start: int, arrays: Sequence[np.ndarray]) -> None:
-        """Write the columns of some samples from one on; from any process, in any order."""
+    def write(self, start: int, lines: np.ndarray) -> None:
+        """Write some samples from one on; from any process, in any order.
+
+        Args:
+            start: the first of them.
+            lines: of each, the columns flattened and joined.
+        """
 
     @abstractmethod
     def sync(self, start: int, stop: int) -> None:
@@ -97,6 +102,7 @@ class NpySink(Sink):
         self.dtype = np.result_type(*(c.dtype for c in self.columns))
         self.size = sum(c.size for c in self.columns)
         self.shape = (samples, self.size) if joined else (samples,)
+        self._offset = 0  # of the first sample, once the file is there
 
     @property
     def bytes(self) -> int:
@@ -121,16 +127,15 @@ class NpySink(Sink):
             np.lib.format.write_array_header_1_0(
                 file, {"descr": described, "fortran_order": False, "shape": self.shape}
             )
-            file.truncate(file.tell() + self.bytes)
+            self._offset = file.tell()
+            file.truncate(self._offset + self.bytes)
             to_disk(file)
         folder_to_disk(os.path.dirname(self.part))
 
-    def write(self, start: int, arrays: Sequence[np.ndarray]) -> None:
+    def write(self, start: int, lines: np.ndarray) -> None:
         """Write lines."""
-        flat = [a.reshape(len(a), c.size) for a, c in zip(arrays, self.columns, strict=True)]
-        lines = np.ascontiguousarray(flat[0] if len(flat) == 1 else np.concatenate(flat, 1), self.dtype)
-        left = lines.reshape(-1).view(np.uint8).data
-        offset = self._header() + start * self.size * self.dtype.itemsize
+        left = np.ascontiguousarray(lines, self.dtype).reshape(-1).view(np.uint8).data
+        offset = self._offset + start * self.size * self.dtype.itemsize
         with open(self.part, "r+b", buffering=0) as file:
             file.seek(offset)
             while left:
@@ -143,7 +148,8 @@ class NpySink(Sink):
 
     def check(self) -> None:
         """Refuse a file of another shape, dtype or length."""
-        length = self._header() + self.bytes
+        self._offset = self._header()
+        length = self._offset + self.bytes
         if os.path.getsize(self.part) != length:
             raise ValueError(
                 f"batch: {self.part} has {os.path.getsize(self.part):,} bytes where the job left {length:,}: it was changed since; start "
@@ -176,10 +182,15 @@ class ZarrSink(Sink):
         _sync_tree(self.part)
         folder_to_disk(os.path.dirname(self.part))
 
-    def write(self, start: int, arrays: Sequence[np.ndarray]) -> None:
+    def write(self, start: int, lines: np.ndarray) -> None:
         """Write whole Zarr chunks."""
-        for target, array in zip(self._arrays(), arrays, strict=True):
-            target.set_basic_selection(slice(start, start + len(array)), array)
+        place = 0
+        if lines.ndim == 1:
+            lines = lines[:, None]
+        for target, column in zip(self._arrays(), self.columns, strict=True):
+            part = lines[:, place : place + column.size].astype(column.dtype)
+            target.set_basic_selection(slice(start, start + len(lines)), part.reshape(-1, *column.shape))
+            place += column.size
 
     def sync(self, start: int, stop: int) -> None:
         """Have the files of these samples written to disk."""

@@ -17,7 +17,7 @@ from typing import Any
 Task = tuple[int, int]
 _START = "fork" if sys.platform.startswith("linux") else "spawn"
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_AHEAD = 2  # tasks a worker is given at a time, so that it need not wait for the next one
+_AHEAD = 4  # tasks a worker is given at a time, so that it need not wait for the next one while others are committed
 
 
 def default_workers() -> int:
@@ -30,18 +30,18 @@ def may_start() -> bool:
     return not multiprocessing.current_process().daemon
 
 
-def here(work: Callable[[int, int], Any], tasks: Sequence[Task]) -> Iterator[Any]:
-    """The results of some tasks, worked on in this process.
+def here(work: Callable[[int, int], Any], tasks: Sequence[Task]) -> Iterator[list[Any]]:
+    """The results of some tasks, worked on in this process, as many at a time as are there.
 
     Args:
         work: takes the numbers of a task.
         tasks: pairs of numbers.
 
     >>> list(here(lambda start, stop: stop - start, [(0, 2), (2, 5)]))
-    [2, 3]
+    [[2], [3]]
     """
     for task in tasks:
-        yield work(*task)
+        yield [work(*task)]
 
 
 class Processes:
@@ -83,8 +83,8 @@ class Processes:
                 f"batch: the function cannot be sent to other processes ({error}); define it at the top of a module, or use workers=1"
             ) from None
 
-    def results(self, tasks: Sequence[Task]) -> Iterator[Any]:
-        """The results of some tasks, in the order they are done.
+    def results(self, tasks: Sequence[Task]) -> Iterator[list[Any]]:
+        """The results of some tasks, in the order they are done, as many at a time as are there.
 
         Raises:
             RuntimeError: if a process dies.
@@ -99,20 +99,32 @@ class Processes:
         while left:
             if raised is not None and min(left) >= raised[0]:
                 raise raised[1]  # now that what comes before is done
-            ready: list[Any] = connection.wait(self._pipes)
-            for pipe in ready:
-                try:
-                    task, done, value = pipe.recv()
-                except (EOFError, OSError):
-                    self._died(pipe)
-                if not done:
-                    if raised is None or task < raised[0]:
-                        raised = (task, value)
-                    continue
+            found = []
+            for pipe, (task, done, value) in self._answers():
+                if done:
+                    left.discard(task)
+                    found.append(value)
+                elif raised is None or task < raised[0]:
+                    raised = (task, value)
                 if raised is None:
                     self._give(pipe, waiting)
-                left.discard(task)
-                yield value
+            if found:
+                yield found
+
+    def _answers(self) -> list[tuple[Any, Any]]:
+        # those that are there, at least one, with their pipes
+        found, ended = [], None
+        ready: list[Any] = connection.wait(self._pipes)
+        for pipe in ready:
+            try:
+                found.append((pipe, pipe.recv()))
+                while pipe.poll():
+                    found.append((pipe, pipe.recv()))
+            except (EOFError, OSError):
+                ended = pipe
+        if not found:
+            self._died(ended)
+        return found
 
     def _give(self, pipe: Any, waiting: Iterator[Task]) -> None:
         task = next(waiting, None)

@@ -5,6 +5,8 @@ with one stride of 1, transposed views included; other strides go through a loop
 copies first.
 """
 
+import contextlib
+import ctypes
 import functools
 import importlib.machinery
 import importlib.util
@@ -62,9 +64,38 @@ def _cython_blas():
     return module
 
 
-def _capsule_address(capsule) -> int:
-    import ctypes
+@contextlib.contextmanager
+def one_thread():
+    """Keep each product to one core meanwhile: its last bits depend on among how many it is shared.
 
+    Where SciPy's BLAS is no OpenBLAS that can be asked (on Windows, or with MKL), nothing happens.
+    """
+    controls = _thread_controls()
+    if controls is None:
+        yield
+        return
+    get, put = controls
+    before = get()
+    put(1)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+@functools.cache
+def _thread_controls():
+    # OpenBLAS's own functions, among the libraries that the extension module is linked with
+    library = ctypes.CDLL(_cython_blas().__file__)
+    for prefix in ("scipy_", ""):
+        try:
+            return library[f"{prefix}openblas_get_num_threads"], library[f"{prefix}openblas_set_num_threads"]
+        except AttributeError:
+            pass
+    return None
+
+
+def _capsule_address(capsule) -> int:
     api = ctypes.pythonapi
     name_of = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", api))
     pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", api))

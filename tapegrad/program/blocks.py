@@ -36,6 +36,7 @@ class Path:
         results: of the function, for one sample.
         structure: of the results.
         looked_at: what the function looked at, after the results: for one sample, its bytes.
+        steered: whether other values may take another path.
         tracked: whether a gradient flows through a result.
         replays: how many blocks it ran.
     """
@@ -49,15 +50,16 @@ class Path:
         outputs = [Result(tuple(v.shape[1:]), v.dtype.numpy) for v in code.outputs]
         count = len(outputs) - len(looked_at)
         self.results, self.guards = outputs[:count], outputs[count:]
+        self.steered = bool(looked_at) or any(isinstance(s, Guard) for s in code.steps)
         self.looked_at = [np.frombuffer(expected, np.uint8) for expected in looked_at]
         self.outside = [(k, v.source) for k, v in enumerate(code.inputs) if isinstance(v.source, Captured)]
         self.arguments = [(k, v.source.position) for k, v in enumerate(code.inputs) if isinstance(v.source, Argument)]
         self.replays = 0
         self._pool: list[Replica] = []
 
-    def same(self, found: Sequence[np.ndarray]) -> np.ndarray:
-        """Which samples take this path, by what they had where the function looked."""
-        good = np.ones(len(found[0]), bool)
+    def same(self, found: Sequence[np.ndarray], count: int) -> np.ndarray:
+        """Which of some samples take this path, by what they had where the function looked."""
+        good = np.ones(count, bool)
         for array, expected in zip(found, self.looked_at, strict=True):
             good &= (array.reshape(len(array), -1).view(np.uint8) == expected).all(1)
         return good

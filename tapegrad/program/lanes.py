@@ -38,7 +38,8 @@ _S = rt.S
 # bytes of a program's memory: what a core's own cache holds beside operands and results
 _CACHE = 64 << 10
 _FEWEST, _MOST = 16, 4096  # samples of a block
-_PATHS = 64  # paths of one kind of arguments; what takes another is run one by one
+_PATHS = 64  # paths that are kept of one kind of arguments, and that one call follows; samples beyond run one by one
+_TRIED, _WORTH = 8, 4  # after so many paths, one is worth following if so many samples take each
 _KINDS = 64  # kinds of arguments
 
 
@@ -75,6 +76,7 @@ class Lanes:
 
     Attributes:
         captures: how many programs were recorded.
+        singles: how many samples ran one by one.
 
     >>> import numpy as np, tapegrad as tg
     >>> slope = Lanes(tg.func.grad(lambda w, x: (w * x * x).sum() if x[0] > 0 else (w * x).sum()), (None, 0))
@@ -89,14 +91,25 @@ class Lanes:
         self._watched = function if compiled is None else compiled._watched
         self._kinds: dict[Any, _Kind] = {}
         self._lock = threading.RLock()
-        self.captures = 0
+        self.captures = self.singles = 0
 
-    def __call__(self, *args: Any, out: Sequence[np.ndarray] | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        *args: Any,
+        out: Sequence[np.ndarray] | None = None,
+        failed: dict[int, Exception] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Run on all samples.
+
+        Samples run together in blocks whose size the first call of a kind decides; which ones do depends on the arguments alone, not on
+        earlier calls, and so do the last bits of results.
 
         Args:
             args: arguments, mapped as `in_dims` says.
             out: contiguous arrays to write the leaves of the result to, in tree order, samples along their first axis.
+            failed: given with `out`, it gets what the function raises on samples that run one by one, by their numbers; these have no
+                results.
             kwargs: arguments by name, mapped over their first dimension.
 
         Returns:
@@ -119,7 +132,7 @@ class Lanes:
                     del self._kinds[next(iter(self._kinds))]
         if kind.mapped_only:
             return self._mapped(call, out)
-        return _Run(self, call, kind, out).result()
+        return _Run(self, call, kind, out, failed).result()
 
     def _key(self, call: Mapping) -> Any:
         key: list[Any] = [dtypes.get_default_dtype(), call.structures]
@@ -160,8 +173,15 @@ class _Unfit(Exception):
 class _Run:
     """One call: its samples, and which of them have results."""
 
-    def __init__(self, lanes: Lanes, call: Mapping, kind: _Kind, out: Sequence[np.ndarray] | None) -> None:
-        self.lanes, self.call, self.kind, self.out = lanes, call, kind, out
+    def __init__(
+        self,
+        lanes: Lanes,
+        call: Mapping,
+        kind: _Kind,
+        out: Sequence[np.ndarray] | None,
+        failed: dict[int, Exception] | None,
+    ) -> None:
+        self.lanes, self.call, self.kind, self.out, self.failed = lanes, call, kind, out, failed
         self.places = [p for p, v in enumerate(call.values) if isinstance(v, Tensor)]
         self.mapped = [call.dims[p] is not None for p in self.places]
         self.sources = [self._source(p) for p in self.places]
@@ -209,32 +229,52 @@ class _Run:
         return array[0].copy()
 
     def _compute(self) -> None:
-        size = self.call.size
-        todo = np.arange(size)
+        # one path after the other, each time that of the first sample without results: so earlier calls do not matter
+        todo = np.arange(self.call.size)
         block = self._block()
         paths = self.kind.paths.setdefault(block, [])
-        tried = 0
+        followed = 0
         while len(todo):
-            new = tried == len(paths)
-            if new and (len(paths) >= _PATHS or not self._capture(paths, todo, block)):
+            if followed == _PATHS or (followed >= _TRIED and self.call.size - len(todo) < _WORTH * followed):
                 return self._one_by_one(todo)
-            path = paths[tried]
-            if path.tracked and is_grad_enabled():
-                raise _Unfit
-            tried += 1
+            followed += 1
             try:
+                path = self._known(paths, todo) or self._capture(paths, todo, block)
+                if path is None:
+                    self._one_by_one(todo[:1])
+                    todo = todo[1:]
+                    continue
                 done = self._along(path, todo)
             except Outdated:
-                with self.lanes._lock, contextlib.suppress(ValueError):
-                    paths.remove(path)
-                tried -= 1
+                assert path is not None
+                self._forget(paths, path)
                 continue
             except KernelRaised:
                 return self._one_by_one(todo)
-            if new and not done[0]:  # its own sample: a value that is not the same each time
+            if not done[0]:  # a value that is not the same each time
                 return self._one_by_one(todo)
             todo = todo[~done]
         return None
+
+    def _known(self, paths: list[Path], todo: np.ndarray) -> Path | None:
+        # the path that the first of some samples takes, if it was captured
+        for path in list(paths):
+            try:
+                if not path.steered or self._takes(path, todo[0]):
+                    return path
+            except Outdated:
+                self._forget(paths, path)
+        return None
+
+    def _forget(self, paths: list[Path], path: Path) -> None:
+        with self.lanes._lock, contextlib.suppress(ValueError):
+            paths.remove(path)
+
+    def _takes(self, path: Path, n: int) -> bool:
+        # whether a sample takes a path
+        outs = [np.empty((path.block, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
+        ran = path.run(self._gathered(np.full(path.block, n)), self.mapped, path.block, outs)
+        return ran and bool(path.same(outs[len(path.results) :], path.block)[0])
 
     def _block(self) -> int:
         # how many samples run at once; no more than leave something to do for several cores
@@ -242,27 +282,31 @@ class _Run:
         fits = _power_below(size)
         if not self.kind.block and fits > _FEWEST:
             trial = self.kind.paths.setdefault(_FEWEST, [])
-            if trial or self._capture(trial, np.arange(size), _FEWEST):
-                self.kind.block = _power_below(min(max(_CACHE // trial[0].kept_of_sample(), _FEWEST), _MOST))
+            first = trial[0] if trial else self._capture(trial, np.arange(size), _FEWEST)
+            if first is not None:
+                self.kind.block = _power_below(min(max(_CACHE // first.kept_of_sample(), _FEWEST), _MOST))
         return min(fits, self.kind.block or _FEWEST, max(_FEWEST, _power_below(max(size // 4, 1))))
 
     def _along(self, path: Path, todo: np.ndarray) -> np.ndarray:
         # run some samples; which of them took the path
+        if path.tracked and is_grad_enabled():
+            raise _Unfit
         whole = len(todo) == self.call.size
         self._agree(path)
         assert self.outs is not None
-        if not path.guards and whole:
-            return np.full(len(todo), path.run(self.sources, self.mapped, len(todo), self.outs))
-        count = max(len(todo), path.block)
-        chosen = np.concatenate([todo, np.full(count - len(todo), todo[0])])
-        sources = self.sources if whole else self._gathered(chosen)
-        outs = [empty_array((count, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
-        if not path.run(sources, self.mapped, count, outs):
+        count, sources = len(todo), self.sources
+        if not whole:
+            count = max(count, path.block)
+            sources = self._gathered(np.concatenate([todo, np.full(count - len(todo), todo[0])]))
+        # what is written for samples of other paths is written again
+        outs = self.outs if whole else [empty_array((count, *r.shape), r.dtype) for r in path.results]
+        looked_at = [empty_array((count, *r.shape), r.dtype) for r in path.guards]
+        if not path.run(sources, self.mapped, count, [*outs, *looked_at]):
             return np.zeros(len(todo), bool)
-        results, looked_at = outs[: len(path.results)], outs[len(path.results) :]
-        done = path.same(looked_at)[: len(todo)] if looked_at else np.ones(len(todo), bool)
-        for array, found in zip(self.outs, results, strict=True):
-            array[todo[done]] = found[: len(todo)][done]
+        done = path.same(looked_at, count)[: len(todo)]
+        if not whole:
+            for array, found in zip(self.outs, outs, strict=True):
+                array[todo[done]] = found[: len(todo)][done]
         return done
 
     def _gathered(self, chosen: np.ndarray) -> list[np.ndarray]:
@@ -283,11 +327,20 @@ class _Run:
             )
 
     def _one_by_one(self, todo: np.ndarray) -> None:
+        self.lanes.singles += len(todo)
         for n in todo:
             leaves = [
                 v if d is None else v.select(d, int(n)) for v, d in zip(self.call.values, self.call.dims, strict=True)
             ]
-            flat, structure = _tree.flatten(self.call.on_leaves(*leaves))
+            try:
+                flat, structure = _tree.flatten(self.call.on_leaves(*leaves))
+            except MemoryError:
+                raise
+            except Exception as error:
+                if self.failed is None:
+                    raise
+                self.failed[int(n)] = error
+                continue
             if not all(isinstance(t, Tensor) for t in flat):
                 raise _Unfit
             if is_grad_enabled() and any(t.requires_grad for t in flat):
@@ -303,21 +356,23 @@ class _Run:
 
     # capture
 
-    def _capture(self, paths: list[Path], todo: np.ndarray, block: int) -> bool:
-        # a path along the first of some samples; False if it cannot be recorded though samples differ in their paths
+    def _capture(self, paths: list[Path], todo: np.ndarray, block: int) -> Path | None:
+        # a path along the first of some samples; None if it cannot be recorded though samples differ in their paths
         guards: list[tuple[Tensor, bytes]] = []
         with self.lanes._lock:
             try:
                 self.lanes.captures += 1
-                paths.append(self._captured(np.resize(todo[:block], block), block, guards))
+                path = self._captured(np.resize(todo[:block], block), block, guards)
             except (MemoryError, _Unfit):
                 raise
             except Exception:
                 if guards or paths:
-                    return False
+                    return None
                 self.kind.mapped_only = True
                 raise _Unfit from None
-        return True
+            paths.append(path)
+            del paths[:-_PATHS]
+        return path
 
     def _captured(self, chosen: np.ndarray, block: int, guards: list[tuple[Tensor, bytes]]) -> Path:
         capture = _Capture()

@@ -57,16 +57,19 @@ def test_an_ended_job_ends_byte_identical(out, workers, tmp_path, monkeypatch):
     run(loss, DATA, PARAMS, out=tmp_path / "whole" / out, values=tmp_path / "whole/v.npy", **options)
     cut, of_values = tmp_path / "cut" / out, tmp_path / "cut/v.npy"
     with monkeypatch.context() as patch:
-        ended_after(patch, 3)
+        ended_after(patch, 3 if workers == 1 else 1)  # several chunks may be committed at once
         with pytest.raises(Stop) as caught:
             run(loss, DATA, PARAMS, out=cut, values=of_values, **options)
-    assert caught.value.__notes__ == ["batch: 24 of 80 samples are committed, and resume=True goes on from there"]
+    (note,) = caught.value.__notes__
+    committed = int(note.split()[1])
+    assert note == f"batch: {committed} of 80 samples are committed, and resume=True goes on from there"
+    assert committed == 24 if workers == 1 else committed in range(8, 72, 8)
     assert not cut.exists()
     with pytest.raises(FileExistsError, match="there is an unfinished job for this output; go on with resume=True"):
         run(loss, DATA, PARAMS, out=cut, values=of_values)
     report = run(loss, DATA, PARAMS, out=cut, values=of_values, resume=True, chunk_size=16)
-    assert (report.samples, report.resumed) == (80, 24)
-    assert ", after 24 that were done before" in str(report)
+    assert (report.samples, report.resumed) == (80, committed)
+    assert f", after {committed} that were done before" in str(report)
     assert contents(cut) == contents(tmp_path / "whole" / out)
     assert contents(of_values) == contents(tmp_path / "whole/v.npy")
     report = run(loss, DATA, PARAMS, out=cut, values=of_values, resume=True)

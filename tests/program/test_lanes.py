@@ -383,6 +383,53 @@ class TestLanes:
             np.testing.assert_allclose(lanes(x), expected, rtol=1e-9, atol=1e-9)
         assert lanes.programs()
 
+    def test_earlier_calls_change_no_bit(self):
+        def f(w, x):
+            if x[0] > 0.7:
+                return tg.tanh(x @ w).sum()
+            return (x @ w).sin().sum() if x[1] > 0.3 else (x @ w).sum()
+
+        w = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
+        x = samples(9000, 32).astype(np.float32)
+        found = []
+        for earlier in ((), (x[5001:],), (x[x[:, 0] < 0.5], x[1:])):  # other paths, in another order
+            lanes = Lanes(tg.value_and_grad(f, 1), (None, 0))
+            lanes(w, x[:100])
+            for before in earlier:
+                lanes(w, before)
+            found.append(lanes(w, x[:5000]))
+        for value, gradient in found[1:]:
+            assert value.tobytes() == found[0][0].tobytes()
+            assert gradient.tobytes() == found[0][1].tobytes()
+
+    def test_samples_on_which_the_function_fails(self):
+        def f(x):
+            if x[0] > 0.9:
+                raise ArithmeticError("too large")
+            return x.sum() if x[1] > 0.5 else x.prod()
+
+        lanes, x = Lanes(tg.func.grad(f)), samples(600)
+        failed, out = {}, [np.full((600, 5), 7.0)]
+        lanes(x, out=out, failed=failed)
+        assert sorted(failed) == np.flatnonzero(x[:, 0] > 0.9).tolist()
+        assert all(isinstance(e, ArithmeticError) for e in failed.values())
+        for k in range(0, 600, 37):
+            if k not in failed:
+                agree([out[0][k]], [tg.func.grad(f)(tg.from_numpy(x[k]))])
+        with pytest.raises(ArithmeticError, match="too large"):
+            lanes(x)
+        failing = np.ones((5, 5))
+        lanes(failing, out=[np.empty((5, 5))], failed=(failed := {}))
+        assert sorted(failed) == list(range(5))
+
+    def test_a_path_of_its_own_for_each_sample_is_not_captured_for_all(self):
+        lanes = Lanes(tg.value_and_grad(lambda x: x * float(x)))
+        x = samples(400, 1)[:, 0]
+        for _ in range(2):
+            agree(lanes(x), (x * x, x))
+        assert lanes.captures <= 20
+        assert lanes.singles > 2 * 380
+
     def test_what_cannot_be_recorded_is_mapped(self):
         lanes = Lanes(lambda x: x[x.argsort()])
         x, out = samples(9), [np.empty((9, 5))]
