@@ -86,8 +86,8 @@ def partial_names(function: Callable, index: int) -> list[str]:
 
 def _function_text(name: str, parameters: list[str], body: list[ast.stmt]) -> str:
     lines = "\n".join(ast.unparse(ast.fix_missing_locations(_TypedNumbers().visit(s))) for s in body)
-    head = "@internal_contract\n"
-    return f"{head}def {name}({', '.join(parameters)}):\n{textwrap.indent(lines, '    ')}\n"
+    # each operation is rounded by itself: the same in an op's own kernel, in a loop of several ops, and in a derivative over tensors
+    return f"@internal\ndef {name}({', '.join(parameters)}):\n{textwrap.indent(lines, '    ')}\n"
 
 
 def forward_text(name: str, function: Callable) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 from typing import Any, NamedTuple
 
@@ -10,11 +9,9 @@ from numba import types
 
 from tapegrad.engine import kernels, streams, structs
 from tapegrad.engine.loops import DTYPES, environment
-from tapegrad.ops import _source
-from tapegrad.ops._pointwise import Pointwise, scalar_environment
+from tapegrad.ops._pointwise import Pointwise
 from tapegrad.program.values import Fusion, Instruction, Value
 
-_scalars: dict[tuple[Pointwise, int], Any] = {}
 _kernels: dict[Loop, int] = {}
 
 
@@ -76,7 +73,7 @@ class Loop(NamedTuple):
         names = environment(read=streams.reader(count))
         names |= {f"write{k}": streams.writer(count, k) for k in range(count)}
         names |= {name: getattr(types, name) for name, *_ in DTYPES if name != "bool"}
-        return names | {_label(p): _scalar(p.op, p.dtype) for p in self.parts}
+        return names | {_label(p): p.op.scalar(p.dtype) for p in self.parts}
 
     def kernel(self) -> int:
         """Address of its kernel, compiled or loaded if it is not."""
@@ -102,20 +99,6 @@ def _result(part: Part, text: str) -> str:
 
 def _label(part: Part) -> str:
     return f"{part.op.symbol}_{DTYPES[part.dtype][0]}"
-
-
-def _scalar(op: Pointwise, dtype: int) -> Any:
-    # as in the op's own kernel: what is one operation there is rounded by itself here, too
-    if (op, dtype) not in _scalars:
-        tree = _source.function_tree(op.function)
-        if sum(isinstance(node, ast.BinOp) for node in ast.walk(tree)) > 1:
-            _scalars[op, dtype] = op.scalar(dtype)
-        else:
-            name = f"{op.symbol}_rounded_{DTYPES[dtype][0]}"
-            names = scalar_environment(op.function, dtype) | {"internal_contract": structs.internal}
-            exec(_source.forward_text(name, op.function), names)
-            _scalars[op, dtype] = names[name]
-    return _scalars[op, dtype]
 
 
 def loop_of(fusion: Fusion) -> Loop:
