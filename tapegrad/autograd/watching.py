@@ -32,7 +32,7 @@ _RECORDING = ("record", "record_scalar", "record_kernel", "record_planned", "rec
 _CHANGING = ("mark_written", "take_memory", "set_grad", "move_grad")
 _INTERCEPTED = (*_RECORDING, *_CHANGING, "adopt_leaf")
 # entry points that run kernels of what was recorded before
-_RUNNING = ("sweep_from", "sweep_wanted", "sweep", "run_lanes", "run_program")
+_RUNNING = ("sweep_from", "sweep_wanted", "sweep", "run_lanes", "run_program", "run_blocks")
 _originals: dict[str, Callable[..., Any]] = {}
 _entries: dict[str, Callable[..., Any]] = {}
 
