@@ -60,6 +60,7 @@ from tapegrad.metadata import Size, device
 from tapegrad.ops._operands import result_type
 from tapegrad.ops._rule import PUBLIC as _PUBLIC
 from tapegrad.printing import set_printoptions
+from tapegrad.profiling import profile
 from tapegrad.program import compile
 from tapegrad.random import (
     Generator,

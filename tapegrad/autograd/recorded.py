@@ -23,6 +23,7 @@ from tapegrad.autograd.rows import (
     parts_of,
     read_row,
 )
+from tapegrad.autograd.watching import timer_of_thread
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_NODE, LOOK_PRODUCER
@@ -96,6 +97,13 @@ def after_hooks(k: int, g: Tensor) -> Tensor:
 
 def hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
     """`parts_of` a row, between the hooks of its node."""
+    timer = timer_of_thread()
+    if timer is None:
+        return _hooked_parts(row, g, need, connected)
+    return timer.row(row, lambda: _hooked_parts(row, g, need, connected))
+
+
+def _hooked_parts(row: Row, g: Tensor, need: int, connected: bool) -> Sequence[Tensor | None]:
     arrived = row.op.arrived(row, g) if isinstance(row.op, RowOp) else (g,)
     if connected and isinstance(row.op, RowOp):
         # copies, as for hooks; a sweep by compiled code makes them too

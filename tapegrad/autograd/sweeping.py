@@ -327,7 +327,7 @@ def _sweep(answer: int) -> None:
             raise RuntimeError(modified(index, slot))
         else:
             raise MemoryError(f"no memory for the gradients of {op.grad_name}")
-        answer = rt.sweep(_S, index)
+        answer = rt.sweep(_S, index, 0)
 
 
 def _reverse_in_python(index: int) -> None:

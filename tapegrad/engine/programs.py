@@ -92,7 +92,8 @@ def _run_samples(P, kernel, row, items, work, size, table):
 
 
 @internal_words
-def _run_steps(P, program, start):
+def run_steps(P, program, start):
+    """Run the steps of a program whose buffers are bound, from step `start` on; as `run_program` answers."""
     s = state_at(P)
     p = program_at(program)
     along = i64(P + STEP_OFFSET)
@@ -136,6 +137,22 @@ def _run_steps(P, program, start):
 
 
 @internal_words
+def begin_run(S, program, addresses):
+    """Bind the buffers of a program, and have it use as many threads as the tape."""
+    p = program_at(program)
+    P = p.state
+    s = state_at(P)
+    s.threads = state_at(S).threads
+    s.parallel = state_at(S).parallel
+    if s.parallel == 0:
+        s.threads = 1
+    given = i64(addresses)
+    binds = i64(p.binds)
+    for k in range(p.bind_count):
+        buffer_of(P, binds[3 * k + 1]).data = given[binds[3 * k]] + binds[3 * k + 2]
+
+
+@internal_words
 def run_program(S, program, addresses, start):
     """Run a program.
 
@@ -148,18 +165,8 @@ def run_program(S, program, addresses, start):
     Returns:
         FINISHED; OTHER_PATH if a guard met another value than was recorded; FOR_PYTHON at a step that Python does; or what a kernel that failed wants answered.
     """
-    p = program_at(program)
-    P = p.state
-    s = state_at(P)
-    s.threads = state_at(S).threads
-    s.parallel = state_at(S).parallel
-    if s.parallel == 0:
-        s.threads = 1
-    given = i64(addresses)
-    binds = i64(p.binds)
-    for k in range(p.bind_count):
-        buffer_of(P, binds[3 * k + 1]).data = given[binds[3 * k]] + binds[3 * k + 2]
-    return _run_steps(P, program, start)
+    begin_run(S, program, addresses)
+    return run_steps(program_at(program).state, program, start)
 
 
 @internal_words

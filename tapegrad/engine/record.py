@@ -36,6 +36,7 @@ from tapegrad.engine.structs import (
     REVERSED,
     ROW_SIZE,
     SAME_DTYPE,
+    SEES_WRITES,
     SELECT,
     SELF_OVERLAP,
     STALE_VIEW,
@@ -235,7 +236,7 @@ def record(S, op, a, b, c):
         again = (b and saved & 2 and buffer_of(S, b).data == A.data) or (
             c and saved & 4 and buffer_of(S, c).data == A.data
         )
-        if saved & 1 or again or ((need or traced) and s.watched):
+        if saved & 1 or again or ((need or traced) and s.watched & SEES_WRITES):
             return NEEDS_OLD_VALUE
         if traced and (not A.flags & TRACED or i8(s.ops + op * OP_SIZE + OP_SAVED_OFFSET)[info.differentiable & 7] & 1):
             return NEEDS_OLD_VALUE

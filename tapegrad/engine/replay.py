@@ -56,6 +56,7 @@ from tapegrad.engine.structs import (
     memset,
     op_of,
     row_at,
+    row_of,
     shape_of,
     state_at,
     storage_of,
@@ -385,11 +386,11 @@ def _reverse_kernel(S, address, need, kernel):
 
 
 @internal_words
-def sweep(S, start):
-    """Run the reverse sweep from row `start` down; DONE, or why it stopped (the row is in ``fault``)."""
+def sweep(S, start, stop):
+    """Run the reverse sweep from row `start` down to row `stop`; DONE, or why it stopped (the row is in ``fault``)."""
     s = state_at(S)
     index = start
-    while index >= 0 and s.pending > 0:
+    while index >= stop and s.pending > 0:
         address = s.rows + index * ROW_SIZE
         r = row_at(address)
         out = buffer_of(S, r.out)
@@ -459,19 +460,37 @@ def sweep(S, start):
 
 
 @internal_words
+def next_row(S, start):
+    """The row that a sweep from row `start` down runs next, -1 if nothing is left."""
+    s = state_at(S)
+    if s.pending > 0:
+        for index in range(start, -1, -1):
+            r = row_of(S, index)
+            out = buffer_of(S, r.out)
+            if not (r.flags & DEAD or out.adj == 0 or out.flags & LISTED):
+                return index
+    return -1
+
+
+@internal_words
+def begin_from(S, k, source, retain):
+    """Begin a backward pass from buffer `k`: DONE, SWEEP_MEMORY, or SWEEP_BUSY, with nothing done, inside another sweep."""
+    if state_at(S).sweeping:
+        return SWEEP_BUSY
+    enter_sweep(S, retain, 0)
+    return DONE if seed(S, k, source) else SWEEP_MEMORY
+
+
+@internal_words
 def sweep_from(S, k, source, retain):
     """A whole backward pass from buffer `k`, in one call where nothing asks for Python.
 
     Returns:
         DONE; SWEEP_BUSY, with nothing done, inside another sweep; or why it stopped, to be resumed and settled.
     """
-    s = state_at(S)
-    if s.sweeping:
-        return SWEEP_BUSY
-    enter_sweep(S, retain, 0)
-    if not seed(S, k, source):
-        return SWEEP_MEMORY
-    outcome = sweep(S, buffer_of(S, k).producer)
+    outcome = begin_from(S, k, source, retain)
+    if outcome == DONE:
+        outcome = sweep(S, buffer_of(S, k).producer, 0)
     if outcome == DONE:
         outcome = settle(S)
         if outcome == DONE:

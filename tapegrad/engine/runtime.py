@@ -33,6 +33,7 @@ from tapegrad.engine import (
     settle,
     structs,
     tape,
+    timed,
 )
 
 # Entry points are compiled and loaded in groups, the usual ones first: a group costs little more than one function does, about 10 ms from the cache.
@@ -98,6 +99,8 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         settle.adjoint_drop,
         settle.abandon,
     ),
+    "stepping": (replay.begin_from, replay.next_row, selective.begin_wanted, timed.time_rows),
+    "timing": (timed.time_program,),
 }
 # groups that touch nothing threads share, so that they release the interpreter lock
 _UNLOCKED = ("programs",)

@@ -75,21 +75,19 @@ def _is_plain(S, block):
 
 
 @internal_words
-def sweep_wanted(S, block):
-    """Sweep and settle, as the block asks: DONE with the adjoints in the block, or why it stopped, to be resumed, settled and ended
-    by `end_wanted`."""
+def begin_wanted(S, block):
+    """Begin a sweep as the block asks: DONE, SWEEP_MEMORY, or SWEEP_UNUSUAL with nothing done."""
     w = i64(block)
     roots, wanted, retain = w[0], w[1], w[2]
     if w[3] and not _is_plain(S, block):
         return SWEEP_UNUSUAL
     enter_sweep(S, retain, 1 if wanted else 0)
-    top = _span(S, block, 0)
     if wanted:
         for k in range(wanted):
             b = buffer_of(S, w[REQUEST_WORDS + 2 * roots + k])
             b.mark |= 1
             b.flags |= CAPTURE
-        mark_paths(S, _span(S, block, 1), top, 1)
+        mark_paths(S, _span(S, block, 1), _span(S, block, 0), 1)
     for k in range(roots):
         q = w[REQUEST_WORDS + k]
         b = buffer_of(S, q)
@@ -99,7 +97,16 @@ def sweep_wanted(S, block):
         start = w[REQUEST_WORDS + roots + k]
         if not seed(S, q, buffer_of(S, start).data if start else w[4 + b.dtype]):
             return SWEEP_MEMORY
-    outcome = sweep(S, top)
+    return DONE
+
+
+@internal_words
+def sweep_wanted(S, block):
+    """Sweep and settle, as the block asks: DONE with the adjoints in the block, or why it stopped, to be resumed, settled and ended
+    by `end_wanted`."""
+    outcome = begin_wanted(S, block)
+    if outcome == DONE:
+        outcome = sweep(S, _span(S, block, 0), 0)
     if outcome == DONE:
         outcome = settle(S)
     if outcome == DONE:

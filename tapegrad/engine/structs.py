@@ -170,7 +170,7 @@ STATE = np.dtype(
         ("peak_bytes", "i8"),
         ("free_blocks", "i8", SIZE_CLASSES),
         ("trace_mask", "i8"),  # TRACED while a transformation is under way, else 0
-        ("watched", "i8"),  # whether Python wants to see each new row: methods without a Python frame step aside
+        ("watched", "i8"),  # what Python wants to see: SEES_CALLS, SEES_WRITES
         ("attachments", "i8"),  # buffers that Python attached something to
         ("dying", "i8"),  # stack of buffers whose last reference went
         ("orphans", "i8"),  # owners to release, a linked list of blocks
@@ -223,6 +223,9 @@ FIRST_OPCODE = 6
 
 # kinds of opcode: how it runs and how its adjoint is found. SELECT is pointwise with a bool first operand.
 POINTWISE, SELECT, VIEW, KERNEL, PYTHON, REDUCTION = range(6)
+
+# of `watched`: methods without a Python frame step aside; recorded writes in place are left to Python
+SEES_CALLS, SEES_WRITES = 1, 2
 
 # opcode of a traced tensor's detached twin
 DETACHED = 0

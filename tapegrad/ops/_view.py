@@ -156,13 +156,13 @@ def view_op(
     return declare
 
 
-def _any_geometry(geometry, shown):
+def as_strided(geometry, shown):
     """A view given by its geometry in the contiguous elements of its base."""
     return shown
 
 
-as_strided_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
-detach_op = ViewOp(_any_geometry, "AsStridedBackward0", None, ())
+as_strided_op = ViewOp(as_strided, "AsStridedBackward0", None, ())
+detach_op = ViewOp(as_strided, "AsStridedBackward0", None, ())
 OPS[structs.DETACHED] = detach_op
 rt.ops[structs.DETACHED]["kind"] = structs.VIEW
 

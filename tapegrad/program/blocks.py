@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tapegrad import _tree
+from tapegrad.autograd.watching import timer_of_thread
 from tapegrad.engine.programs import FINISHED
 from tapegrad.engine.runtime import rt
 from tapegrad.program.capture import Argument, Captured
@@ -151,7 +152,8 @@ _workers: list[ThreadPoolExecutor] = []
 
 def _shared_out(function: Callable[[range], bool], jobs: range, worthwhile: bool) -> list[bool]:
     """Call a function with equal parts of some jobs, one part a core where that is worthwhile."""
-    threads = min(int(rt.state.threads), len(jobs)) if worthwhile else 1
+    alone = not worthwhile or timer_of_thread() is not None  # who times sees one thread
+    threads = 1 if alone else min(int(rt.state.threads), len(jobs))
     if threads <= 1:
         return [function(jobs)]
     if not _workers:

@@ -7,22 +7,18 @@ an operation is a value of its own: a write in place makes a new value, as it do
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import tapegrad
 from tapegrad import dtypes, errors, random
 from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
 from tapegrad.autograd.sampling import differ
 from tapegrad.autograd.tracing import noting, recorder_of_thread, transforming
-from tapegrad.autograd.watching import intercepting, unwatched
+from tapegrad.autograd.watching import intercepting, source_line, unwatched
 from tapegrad.creation import from_copy
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -60,7 +56,6 @@ from tapegrad.program.values import (
 from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
-_HERE = str(Path(tapegrad.__file__).parent)
 
 # one function is captured at a time: what was there before is marked on the tape
 _turn = threading.RLock()
@@ -98,17 +93,9 @@ class Drawn:
         self.draw, self.generator = draw, generator
 
 
-def _line() -> str:
-    # the innermost line outside of the package
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_HERE):  # type: ignore[redundant-expr]
-        frame = frame.f_back  # type: ignore[assignment]
-    return "" if frame is None else f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
 def _where() -> str:
     # for messages
-    line = _line()
+    line = source_line()
     return f" ({line})" if line else ""
 
 
@@ -241,7 +228,7 @@ class Capture:
         if value.layout == layout:
             return value
         made = Value(COMPUTED, layout, value.dtype)
-        self.steps.append(Instruction(clone, (value, None, None), made, line=_line()))
+        self.steps.append(Instruction(clone, (value, None, None), made, line=source_line()))
         return made
 
     # what entry points are given and answer
@@ -333,7 +320,7 @@ class Capture:
             return  # known from what else was recorded: fillings from the kernel's row, results of functions from their bodies
         if op is loop_op:
             raise RuntimeError(
-                f"compile: vmap calls a function that reads values once a sample ({_line()}), which cannot be recorded; compile the function "
+                f"compile: vmap calls a function that reads values once a sample ({source_line()}), which cannot be recorded; compile the function "
                 "that is mapped, not the one that maps it"
             )
         if op is lanes_op:
@@ -354,7 +341,7 @@ class Capture:
             assert part is not None
             out = Value(COMPUTED, rt.layout(whole.shape), whole.dtype)
             place = (row.words[0], row.words[1])
-            self.steps.append(Instruction(op, (whole, part, None), out, place=place, line=_line()))
+            self.steps.append(Instruction(op, (whole, part, None), out, place=place, line=source_line()))
             self._define(k, out)
         else:
             self._define(k, self._computed(row, values, fills))
@@ -372,10 +359,10 @@ class Capture:
         ids = operands(row)
         out = Value(COMPUTED, rt.contiguous_of(_S, row.meta >> 16), dtypes.ALL[row.meta & 0xFF])
         if isinstance(op, Pointwise):
-            self.steps.append(Instruction(op, tuple(values[:3]), out, line=_line()))
+            self.steps.append(Instruction(op, tuple(values[:3]), out, line=source_line()))
             return out
         if not isinstance(op, KernelOp):
-            raise RuntimeError(f"compile: {op.name} ({_line()}) cannot be recorded")
+            raise RuntimeError(f"compile: {op.name} ({source_line()}) cannot be recorded")
         laid: list[Value | None] = []
         for p, v in enumerate(values):
             layout = rt.look(_S, ids[p], LOOK_META) >> 16 if ids[p] else 0
@@ -386,7 +373,7 @@ class Capture:
             else:
                 laid.append(None if v is None else self.as_laid(v, layout))
         extra = tuple(v for v in laid[3:] if v is not None)
-        self.steps.append(Instruction(op, tuple(laid[:3]), out, extra, tuple(row.words), fills, line=_line()))
+        self.steps.append(Instruction(op, tuple(laid[:3]), out, extra, tuple(row.words), fills, line=source_line()))
         return out
 
     def _of_samples(self, call: Any) -> Value:
@@ -409,7 +396,9 @@ class Capture:
         extra = tuple(v for v in values[3:] if v is not None)
         samples = Samples(size, kernel.out, tuple(kernel.layouts), tuple(batched))
         words, fills = tuple(kernel.words), tuple(kernel.fills)
-        self.steps.append(Instruction(kernel.op, tuple(values[:3]), out, extra, words, fills, None, samples, _line()))
+        self.steps.append(
+            Instruction(kernel.op, tuple(values[:3]), out, extra, words, fills, None, samples, source_line())
+        )
         return out
 
     def _given_for(self, k: int) -> int:
@@ -434,7 +423,7 @@ class Capture:
             self._guarded.add(value)
             expected = np.ascontiguousarray(t._memory_array()).tobytes()
             plain = self.as_laid(value, rt.contiguous_of(_S, value.layout))
-            self.steps.append(Guard(plain, expected, _line()))
+            self.steps.append(Guard(plain, expected, source_line()))
         return True
 
     def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
@@ -445,7 +434,7 @@ class Capture:
         """
         if differ(tensors):
             raise RuntimeError(
-                f"compile: a NumPy function of values that differ between the samples of vmap ({_line()}) cannot be recorded; compile the "
+                f"compile: a NumPy function of values that differ between the samples of vmap ({source_line()}) cannot be recorded; compile the "
                 "function that is mapped, not the one that maps it"
             )
         arrays = [t._memory_array() for t in tensors]
@@ -458,7 +447,7 @@ class Capture:
         if any(v.kind != CONSTANT for v in values):
             plain = tuple(self.as_laid(v, rt.contiguous_of(_S, v.layout)) for v in values)
             out = Value(COMPUTED, rt.layout(tuple(made.shape)), made.dtype)
-            self.steps.append(Call(function, plain, out, _line()))
+            self.steps.append(Call(function, plain, out, source_line()))
             self._define(made._id, out)
         return made
 

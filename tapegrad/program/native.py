@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
+import weakref
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
@@ -327,10 +328,15 @@ class Replica:
     Args:
         native: the program.
         state: address of the state that says how many threads a run may use.
+
+    Attributes:
+        at: every replica, by the address that a run of it is given.
     """
 
+    at: ClassVar[weakref.WeakValueDictionary[int, Replica]] = weakref.WeakValueDictionary()
+
     def __init__(self, native: Native, state: int = _S) -> None:
-        self._native, self._shared = native, state
+        self.native, self._shared = native, state
         self._arena, arena = _aligned(native.arena + native._scratch + 64)
         self._buffers = native._buffers.copy()
         self._buffers["data"][native._within] += arena
@@ -348,6 +354,7 @@ class Replica:
         record["state"], record["steps"], record["count"] = state, address_of_array(native._steps), native._count
         record["binds"], record["bind_count"] = address_of_array(native._binds), len(native._binds)
         self.address = address_of_array(self._program)
+        self.at[self.address] = self
         self.addresses = np.zeros(max(native.given, 1), np.int64)
         self.addresses_at = address_of_array(self.addresses)
 
@@ -357,7 +364,7 @@ class Replica:
 
     def run_blocks(self, moves: np.ndarray, count: int) -> int:
         """Run `count` times, with `addresses` moving on by `moves` after each; the answer of the first run that does not get to its end."""
-        if not self._native.calls:
+        if not self.native.calls:
             return rt.run_blocks(
                 self._shared, self.address, self.addresses_at, address_of_array(moves), len(self.addresses), count
             )
@@ -392,16 +399,14 @@ class Replica:
         # the elements of a contiguous value
         if not value.elements:
             return np.empty(value.shape, value.dtype.numpy)
-        memory: Any = (ctypes.c_char * value.nbytes()).from_address(
-            int(self._buffers["data"][self._native._ids[value]])
-        )
+        memory: Any = (ctypes.c_char * value.nbytes()).from_address(int(self._buffers["data"][self.native._ids[value]]))
         return np.ndarray(value.shape, value.dtype.numpy, memory)
 
     def stopped(self) -> Any:
         """The step of the code that stopped the last run."""
-        return self._native.code.steps[self._native.numbers[int(self._program["stopped"][0])]]
+        return self.native.code.steps[self.native.numbers[int(self._program["stopped"][0])]]
 
     def bytes_of(self, value: Value) -> bytes:
         """The elements of a contiguous value after a run that got that far."""
-        k = self._native._ids[value]
+        k = self.native._ids[value]
         return ctypes.string_at(int(self._buffers["data"][k]), value.nbytes())
