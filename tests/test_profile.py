@@ -12,8 +12,8 @@ import tapegrad as tg
 from tapegrad.engine.runtime import rt
 from tapegrad.profiling import Event
 from tapegrad.program import fusion
+from tests.declared import root
 from tests.helpers import raises
-from tests.test_native_ops import root
 
 HEADINGS = ("operation", "kind", "calls", "time", "share", "mean", "bytes", "GB/s", "allocated", "line")
 
