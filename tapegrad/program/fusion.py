@@ -13,12 +13,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tapegrad.metadata import layout_facts
 from tapegrad.ops._pointwise import Pointwise
+from tapegrad.program.extents import Moves, collapsed, extents_of, moves_of
 from tapegrad.program.fused import loop_of
 from tapegrad.program.values import Call, Code, Fusion, Guard, Instruction, Step, Value
 
 _FEWEST, _MOST = 2, 128  # instructions of a group
+_DEPTH, _SHORTEST = 3, 8  # loops within one another, and elements of the innermost
 # nanoseconds that fusing an instruction saves, by itself and for each element; of Black–Scholes in blocks of 1,024, 0.2 an element
 _SAVED, _SAVED_ELEMENT = 12.0, 0.2
 # nanoseconds to compile a loop, by itself and for each instruction; to load it
@@ -29,42 +30,53 @@ _LONGEST = 3e9
 _PAID = 0.25
 
 
-def _runs_along(value: Value, elements: int) -> bool:
-    # element for element in memory, or one for all
-    if value.elements == 1:
-        return True
-    return value.elements == elements and layout_facts(value.layout)[2]
-
-
 def _fits(step: Step) -> bool:
-    # whether a loop over its elements can compute it
-    if not isinstance(step, Instruction) or type(step.op) is not Pointwise or step.place is not None:
-        return False
-    elements = step.out.elements
-    return elements > 0 and all(_runs_along(v, elements) for v in (step.out, *step.inputs) if v is not None)
+    # whether a loop can compute it by itself
+    return isinstance(step, Instruction) and _Group(step).takes(step)
 
 
 class _Group:
     # instructions that one loop may compute, and what has to wait until it did
     def __init__(self, first: Instruction) -> None:
-        self.parts = [first]
+        self.parts: list[Instruction] = []
         self.elements = first.out.elements
-        self.made = {first.out}
+        self.made: set[Value] = set()
         self.waiting: list[Step] = []
         self.late: set[Value] = set()  # what those waiting compute
+        self.extents: tuple[int, ...] = ()  # of results, once there are operands that do not move along all of them
+        self.moves: set[Moves] = set()
 
     def takes(self, step: Step) -> bool:
         """Whether it may join; if so, it does."""
-        if not _fits(step) or step.out.elements != self.elements:  # type: ignore[union-attr]
+        if not isinstance(step, Instruction) or type(step.op) is not Pointwise or step.place is not None:
             return False
+        out = step.out
+        if out.elements != self.elements or not self.elements or not out.contiguous:
+            return False
+        extents = extents_of(out.shape)
+        found: set[Moves] = set()
         for value in step.operands():
             root, offset = value.root()
-            if root in self.late or (
-                root in self.made and value is not root and (offset or value.elements != self.elements)
+            moves = moves_of(value, extents, out.shape)
+            if moves is None or root in self.late:
+                return False
+            if (
+                root in self.made
+                and value is not root
+                and (offset or value.elements != self.elements or not all(moves))
             ):
                 return False
-        self.parts.append(step)  # type: ignore[arg-type]
-        self.made.add(step.out)  # type: ignore[union-attr]
+            found.add(moves)
+        if any(any(m) and not all(m) for m in found):
+            if self.extents not in ((), extents):
+                return False
+            whole, _ = collapsed(extents, self.moves | found)
+            if len(whole) > _DEPTH or whole[-1] < _SHORTEST:
+                return False
+            self.extents = extents
+            self.moves |= found
+        self.parts.append(step)
+        self.made.add(out)
         return True
 
     def needs(self, step: Step) -> bool:
@@ -97,13 +109,13 @@ def _gathered(code: Code) -> list[list[Instruction] | Step]:
             continue
         elif group is not None and not group.needs(step):
             found.append(step)
-        elif group is not None and not (_fits(step) and step.out.elements == group.elements):
+        elif group is not None and not (step.out.elements == group.elements and _fits(step)):
             group.wait(step)
         else:
             close()
-            if _fits(step):
-                group = _Group(step)  # type: ignore[arg-type]
-            else:
+            group = _Group(step)
+            if not group.takes(step):
+                group = None
                 found.append(step)
     close()
     return found
@@ -173,11 +185,27 @@ def fused(code: Code) -> Code:
         elif len(unit) < _FEWEST:
             steps += unit
         else:
-            made = {p.out for p in unit}
-            reads = dict.fromkeys(v for p in unit for v in p.operands() if v.root()[0] not in made)
-            writes = tuple(p.out for p in unit if readers[p.out] != {number})
-            steps.append(Fusion(unit, tuple(reads), writes))
+            steps.append(_fusion(unit, tuple(p.out for p in unit if readers[p.out] != {number})))
     return dataclasses.replace(code, steps=steps)
+
+
+def _fusion(unit: Sequence[Instruction], writes: tuple[Value, ...]) -> Fusion:
+    made = {p.out for p in unit}
+    reads: dict[Value, Moves] = {}
+    extents: tuple[int, ...] = (unit[0].out.elements,)
+    for part in unit:
+        own = extents_of(part.out.shape)
+        for value in part.operands():
+            moves = moves_of(value, own, part.out.shape)
+            assert moves is not None
+            if any(moves) and not all(moves):
+                extents = own
+            if value.root()[0] not in made:
+                reads[value] = moves
+    count = len(extents)
+    spread = [m if any(m) and not all(m) else (all(m),) * count for m in reads.values()]
+    whole, along = collapsed(extents, spread)
+    return Fusion(unit, tuple(reads), writes, whole, along)
 
 
 class Fusing:

@@ -213,13 +213,14 @@ class Native:
         return made
 
     def _fusion(self, step: Fusion) -> dict[str, int]:
-        words = [self._id(v) for v in (*step.reads, *step.writes)]
-        elements, work = step.out.elements, step.work()
+        words = [*(self._id(v) for v in (*step.reads, *step.writes)), *step.extents[1:]]
+        items = math.prod(step.extents[:-1]) if len(step.extents) > 1 else step.extents[0]
+        work = step.work()
         return {
             "kernel": loop_of(step).kernel(),
             "row": self._row(step.parts[-1].op, (None, None, None), step.out, words),
-            "items": elements,
-            "work": self._shared(work) if work > PARALLEL_WORK and elements > 1 else work,
+            "items": items,
+            "work": self._shared(work) if work > PARALLEL_WORK and items > 1 else work,
             "how": PLAIN,
         }
 

@@ -234,11 +234,15 @@ class Fusion:
         parts: the instructions, in order.
         reads: the values they need from elsewhere.
         writes: those of their results that others need.
+        extents: of the loop and those around it, up to three.
+        moves: of each value read, along which of them it moves from element to element.
     """
 
     parts: Sequence[Instruction]
     reads: tuple[Value, ...]
     writes: tuple[Value, ...]
+    extents: tuple[int, ...]
+    moves: Sequence[tuple[bool, ...]]
 
     @property
     def out(self) -> Value:

@@ -184,6 +184,66 @@ class TestGroups:
         assert_same_bits(run(fused(code), x), run(code, x))
 
 
+# shapes of operands, and the extents of the loops that compute them, none where no loop does
+BROADCAST = [
+    (((16, 8), (8,)), (16, 8)),
+    (((16, 8), (16, 1)), (16, 8)),
+    (((16, 1), (1, 9)), (16, 9)),
+    (((4, 5, 1), (4, 1, 9)), (4, 5, 9)),
+    (((4, 5, 9), (4, 1, 1)), (4, 45)),
+    (((4, 5, 9), (5, 9)), (4, 45)),
+    (((4, 5, 9), (5, 1)), (4, 5, 9)),
+    (((2, 3, 4, 9), (3, 4, 1)), (2, 12, 9)),
+    (((2, 1, 3, 1, 8), (8,)), (6, 8)),
+    (((2, 3, 4, 9), (3, 1, 9)), None),  # four loops
+    (((16, 7), (16, 1)), None),  # a short inner one
+    (((1, 1), (1,)), (1,)),
+    (((16, 9), (1, 1)), (144,)),
+]
+
+
+class TestBroadcasting:
+    @pytest.mark.parametrize(("shapes", "extents"), BROADCAST)
+    def test_operands_that_stand_still_along_some_dims(self, shapes, extents):
+        code = optimised(captured(lambda x, y: (x * y + x).exp() - y, *shapes))
+        made = fused(code)
+        found = [s.extents for s in made.steps if isinstance(s, Fusion)]
+        if extents:
+            assert found == [extents]
+        assert extents or all(len(e) == 1 for e in found)
+        rng = np.random.default_rng(0)
+        arrays = [rng.normal(size=s) for s in shapes]
+        assert_same_bits(run(made, *arrays), run(code, *arrays))
+
+    def test_expanded_and_transposed_views(self):
+        def function(x, y):
+            return (x.expand(12, 16) * y + x.unsqueeze(0)).sin() + y.t().reshape(12, 16) * y[:, :1]
+
+        code = optimised(captured(function, 16, (12, 16)))
+        x, y = np.linspace(0, 1, 16), np.linspace(1, 2, 192).reshape(12, 16)
+        assert_same_bits(run(fused(code), x, y), run(code, x, y))
+
+    def test_what_a_loop_computes_is_broadcast_from_memory(self):
+        code = optimised(captured(lambda x: (x.sin() * 2) + (x.sin() * 2)[:, :1] * (x.sin() * 2)[0], (9, 9)))
+        x = np.linspace(0, 1, 81).reshape(9, 9)
+        assert_same_bits(run(fused(code), x), run(code, x))
+
+    def test_broadcasts_of_different_shapes_of_as_many_elements(self):
+        code = optimised(
+            captured(lambda x, y: (x * y[:, None] + 1).reshape(8, 12) * x.reshape(8, 12)[0].exp(), (12, 8), 12)
+        )
+        x, y = np.linspace(0, 1, 96).reshape(12, 8), np.linspace(1, 2, 12)
+        assert_same_bits(run(fused(code), x, y), run(code, x, y))
+
+    def test_a_layer_on_all_cores(self):
+        code = optimised(captured(lambda x, b, s: ((x + b).tanh() * s).relu() * x, (3000, 64), 64, (3000, 1)))
+        rng = np.random.default_rng(0)
+        arrays = [rng.normal(size=s) for s in ((3000, 64), (64,), (3000, 1))]
+        made = fused(code)
+        assert [s.extents for s in made.steps] == [(3000, 64)]
+        assert_same_bits(run(made, *arrays), run(code, *arrays))
+
+
 class TestWhen:
     def test_first_runs_do_not_compile_loops(self):
         compiled = tg.compile(lambda x: (x * 1.25 + 0.5).exp() * 3.5)
