@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import tapegrad as tg
+from tests.declared import root, softsquare, waves
 from tests.program.helpers import leaf, same
-from tests.test_native_ops import picked, root, softsquare, waves
+from tests.test_native_ops import picked
 
 
 def test_elementwise_operations():
