@@ -20,7 +20,7 @@ class profile:
     All is seen that the thread which entered the block runs, however it is run: operations one by one, sweeps of `backward` and
     `autograd.grad` of any order, maps, hooks, users' functions, each instruction of recorded programs. What other threads run is
     not, the workers of `batch.run` included; nor is what compiled code of your own calls through `native`: time that around the
-    call. Blocks may be within each other.
+    call. Making tensors from numbers (`zeros`, `rand`) is no operation. Blocks may be within each other.
 
     Times are those of the engine: it takes memory, runs the kernel and puts the operation on the tape. Compiled code reads the clock
     around each row of a sweep and each instruction of a program, Python around the call of any other operation. What reading it and

@@ -12,7 +12,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -75,8 +75,8 @@ class Timer:
     """
 
     def __init__(self) -> None:
-        for group_of in ("begin_from", "time_program"):
-            getattr(rt, group_of)  # what is to be compiled, before anybody counts the time
+        for entry in ("begin_from", "time_program"):
+            getattr(rt, entry)  # compiled now, before anybody counts the time
         self.collectors: list[Collector] = []
         self.overhead_ns = _cost_of_call(rt.look, (0, LOOK_META))
         self._open = contextlib.ExitStack()
@@ -148,7 +148,7 @@ class Timer:
             else:
                 fills = getattr(op, "fills", ()) if name == "record_kernel" else ()
                 new = [k, *(given[1 + p] for p in fills if given[1 + p])]
-                moved = _into_new(op, [q for q in ids if q not in new], new, name == "record_scalar")
+                moved = _into_new([q for q in ids if q not in new], new, name == "record_scalar")
             self._tell(called, kind, start, span - self.overhead_ns, moved, line)
         self._inside[-1] += _clock() - begun
         return answer
@@ -173,7 +173,7 @@ class Timer:
             pieces = {
                 p: of_samples(elements_of(k), batch) if step[p] else elements_of(k) for p, k in enumerate(ids) if k
             }
-            new = [pieces[p] for p in (0, *filled)]
+            new = [pieces[p] for p in (0, *filled) if p in pieces]
             read = [piece for p, piece in pieces.items() if p and p not in filled]
             moved = traffic(read, new, sum(piece.bytes for piece in new))
             self._tell(name_of(op), FORWARD, start, span - self.overhead_ns, moved, source_line())
@@ -183,21 +183,26 @@ class Timer:
     # sweeps
 
     def _sweep_from(self, entry: Callable[..., int], given: tuple) -> int:
-        answer = self._swept(rt.begin_from(_S, *given))
-        if answer == structs.DONE:
-            rt.leave_sweep(_S)
-        return answer
+        return self._swept(rt.begin_from(_S, *given), lambda: rt.leave_sweep(_S))
 
     def _sweep_wanted(self, entry: Callable[..., int], given: tuple) -> int:
-        answer = self._swept(rt.begin_wanted(_S, *given))
-        if answer == structs.DONE:
-            rt.end_wanted(_S, *given)
-        return answer
+        return self._swept(rt.begin_wanted(_S, *given), lambda: rt.end_wanted(_S, *given))
 
-    def _swept(self, answer: int) -> int:
+    def _swept(self, answer: int, end: Callable[[], Any]) -> int:
+        # the rest of a sweep that was begun
+        last = int(rt.state.row_count) - 1
+        try:
+            if answer == structs.DONE:
+                answer = rt.sweep(_S, last, 0)
+            if answer == structs.DONE:
+                answer = rt.settle(_S)
+        except BaseException:  # an interrupt: compiled code alone is not stopped halfway
+            rt.abandon(_S, last)
+            end()
+            raise
         if answer == structs.DONE:
-            answer = rt.sweep(_S, int(rt.state.row_count) - 1, 0)
-        return rt.settle(_S) if answer == structs.DONE else answer
+            end()
+        return answer
 
     def _sweep(self, entry: Callable[..., int], given: tuple) -> int:
         start, stop = given
@@ -350,7 +355,7 @@ def _more_operands(attributes: int) -> list[int]:
     return list((ctypes.c_int64 * count).from_address(attributes + 16))
 
 
-def _into_new(op: Op, ids: Sequence[int], made: Sequence[int], scalar: bool) -> Traffic:
+def _into_new(ids: Sequence[int], made: Sequence[int], scalar: bool) -> Traffic:
     # what an operation moves that writes to new memory; `scalar` is a number that it reads beside
     new = [elements_of(k) for k in made]
     moved = traffic(map(elements_of, ids), new, sum(piece.bytes for piece in new))
@@ -372,20 +377,20 @@ def _parts(native: Native) -> Iterator[_Part]:
 class _Adjoints:
     # the adjoints around a row, before its derivative runs
     def __init__(self, row: Row, need: int) -> None:
-        self._row = row
+        saved = [k for p, k in enumerate((*row.inputs, row.out)) if row.saved >> p & 1]
+        self._read = [adjoint_of(row.out), *map(elements_of, saved)]
         self._wanted = {k for p, k in enumerate(operands(row)) if k and need >> min(p, 3) & 1}
         self._arrived = int(rt.buffer(row.out)["adj"])
         self._open = {k for k in self._wanted if rt.buffer(k)["adj"]}
 
     def moved_since(self) -> Traffic:
         """What the derivative read and wrote; an adjoint that an operand took over as it is was not moved."""
-        row, allocated, written = self._row, 0, []
+        allocated, written = 0, []
         for k in self._wanted:
             state = rt.buffer(k)
             if int(state["adj"]) not in (0, self._arrived):
                 written.append(adjoint_of(k))
                 if k not in self._open and not int(state["flags"]) & structs.ADJ_IS_GRAD:
                     allocated += written[-1].bytes
-        saved = [k for p, k in enumerate((*row.inputs, row.out)) if row.saved >> p & 1]
-        moved = traffic([adjoint_of(row.out), *map(elements_of, saved)], written, allocated)
+        moved = traffic(self._read, written, allocated)
         return moved if written else moved._replace(bytes=0)
