@@ -170,11 +170,6 @@ def flip(op, x, *dims):
     return _rearrange(op, x, x.shape, _flip_rules(x.shape, found), True)
 
 
-@flip.backward
-def _(g, words):
-    return flip(g, [d for d in range(g.ndim) if words[2 + 3 * d + 1] < 0])
-
-
 @kernel_op(
     inputs=["x"],
     reference=np.flip,
@@ -189,6 +184,7 @@ def turn(op, x, dims):
 
 
 @turn.backward
+@flip.backward
 def _(g, words):
     return flip(g, [d for d in range(g.ndim) if words[2 + 3 * d + 1] < 0])
 
