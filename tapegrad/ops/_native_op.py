@@ -336,7 +336,7 @@ def native_op(
     ``forward(x, y, ..., out)`` gets one to three arrays and fills the last one. ``backward`` adds up what a change of the result by
     ``g`` means for each input,
 
-    .. math:: ar x_i = \sum_j g_j \, rac{\partial \mathrm{out}_j}{\partial x_i},
+    .. math:: \bar x_i = \sum_j g_j \, \frac{\partial \mathrm{out}_j}{\partial x_i},
 
     in arrays called ``gx``, ``gy``, …; the names of its parameters say what it gets: ``g``, inputs and the result of forward (only what
     is named is kept for it), the gradients, and ``need``, a mask with bit k set if the gradient of input k is wanted, for a backward
