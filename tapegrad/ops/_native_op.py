@@ -24,7 +24,7 @@ from tapegrad.grad_mode import is_grad_enabled
 from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._native_kernels import Look, Texts, array_name, spelled
-from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype, result_type
+from tapegrad.ops._operands import broadcast_shapes, cast, check_operand, constant, result_type
 from tapegrad.ops._rule import FLOATS
 from tapegrad.tensor import Tensor
 
@@ -261,13 +261,7 @@ class NativeOp:
     def _operands(self, args: Sequence[Any]) -> tuple[list[Tensor], dtypes.dtype]:
         floating = [a for a in args if isinstance(a, Tensor) and a.dtype.is_floating_point]
         for name, a in zip(self.inputs, args, strict=True):
-            if not isinstance(a, Tensor):
-                try:
-                    number_dtype(a)
-                except TypeError:
-                    raise TypeError(
-                        f"{self.__name__}(): argument '{name}' must be Tensor or Number, not {type(a).__name__}"
-                    ) from None
+            check_operand(self.__name__, f"'{name}'", a)
         if not floating:
             kinds = ", ".join(a.dtype.name if isinstance(a, Tensor) else type(a).__name__ for a in args)
             raise TypeError(
