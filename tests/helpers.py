@@ -132,6 +132,20 @@ def nodes_behind(node):
     return seen
 
 
+class Square(tg.autograd.Function):
+    """A square, as users write an operation."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * g * x
+
+
 class Counted:
     """A function that knows how often it was called, and with what."""
 

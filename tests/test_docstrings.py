@@ -1,8 +1,11 @@
 """Every example in a docstring runs and prints what it says; everything public has a docstring."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +36,14 @@ def test_examples_run(name):
     for test in examples_of(module):
         runner.run(test)
     assert runner.summarize(verbose=False).failed == 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_formulas_keep_their_backslashes(name):
+    source = Path(importlib.import_module(name).__file__).read_text(encoding="utf-8")
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    texts = [ast.get_docstring(n, clean=False) or "" for n in ast.walk(ast.parse(source)) if isinstance(n, documented)]
+    assert [text for text in texts if re.search(r"[^\n\x20-\U0010ffff]", text)] == []
 
 
 @pytest.mark.parametrize("name", sorted(n for n in vars(tg) if not n.startswith("_")))

@@ -9,7 +9,9 @@ import pytest
 
 from tests.processes import ROOT, run
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"] + [
+    f"tapegrad/{folder}/README.md" for folder in ("autograd", "data", "engine", "ops", "program")
+]
 
 
 def text_of(document):
@@ -23,10 +25,12 @@ def blocks(document, language):
 def test_the_readmes_programs_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # they write files
     names, printed = {}, []
-    for program in blocks("README.md", "python"):
+    for k, program in enumerate(blocks("README.md", "python")):
+        file = tmp_path / f"program_{k}.py"  # where the source of functions is looked for
+        file.write_text(program, encoding="utf-8")
         output = io.StringIO()
         with redirect_stdout(output):
-            exec(program, names)
+            exec(compile(program, file, "exec"), names)
         printed.append(output.getvalue())
     assert printed[0] == blocks("README.md", "text")[0]
     assert names["slope"].item() == 32
@@ -61,8 +65,19 @@ print(json.dumps([y.tolist(), slope.tolist(), curvature.tolist(), x.detach().clo
     assert in_place == value
 
 
+@pytest.mark.parametrize("folder", ["engine", "ops", "autograd", "program"])
+def test_readmes_of_folders_name_every_file(folder):
+    home = ROOT / "tapegrad" / folder
+    named = re.findall(r"`([\w*/.]+\.py)`", text_of(home / "README.md"))
+    listed = {path.name for pattern in named for path in home.glob(pattern.removeprefix(f"{folder}/"))}
+    assert {path.name for path in home.glob("*.py")} - listed == {"__init__.py"}
+    missing = [name for name in named if not any(top.glob(name) for top in (home, home.parent, home / "pointwise"))]
+    assert missing == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", text_of(document))
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    home = (ROOT / document).parent
+    missing = [link for link in links if "://" not in link and not (home / link).exists()]
     assert missing == []

@@ -242,15 +242,11 @@ def vhp(
     >>> tg.autograd.functional.vhp(lambda x: (x**3).sum(), tg.tensor([1.0, 2.0]), tg.ones(2))
     (tensor(9.), tensor([ 6., 12.]))
     """
-    with enable_grad():
-        inputs, one_input = _tensors(inputs, "inputs", "vhp")
-        points = _points(inputs, create_graph)
-        v = _direction(v, points, one_input, "vhp", create_graph)
-        output, gradient = _gradient(func, points, "vhp", strict)
-        found = _partials(gradient, points, v, create_graph)
-        graph = errors.STRICT_HESSIAN_GRAPH if create_graph else None
-        product = _filled(found, points, strict, errors.STRICT_JACOBIAN, graph)
-    return _given((output,), True, create_graph), _given(product, one_input, create_graph)
+
+    def product(gradient: Sequence[Tensor | None], points: Tensors, v: Tensors | None) -> Sequence[Tensor | None]:
+        return _partials(gradient, points, v, create_graph)
+
+    return _hessian_product("vhp", product, errors.STRICT_JACOBIAN, func, inputs, v, create_graph, strict)
 
 
 def hvp(
@@ -284,17 +280,34 @@ def hvp(
     >>> tg.autograd.functional.hvp(lambda x: (x**3).sum(), tg.tensor([1.0, 2.0]), tg.ones(2))
     (tensor(9.), tensor([ 6., 12.]))
     """
-    with enable_grad():
-        inputs, one_input = _tensors(inputs, "inputs", "hvp")
-        points = _points(inputs, create_graph)
-        v = _direction(v, points, one_input, "hvp", create_graph)
-        output, gradient = _gradient(func, points, "hvp", strict)
+
+    def product(gradient: Sequence[Tensor | None], points: Tensors, v: Tensors | None) -> Sequence[Tensor | None]:
         cotangents = tuple(zeros_like(x, requires_grad=True) for x in points)
         pulled = _partials(gradient, points, cotangents, True)
-        found = _partials(pulled, cotangents, v, create_graph)
+        return _partials(pulled, cotangents, v, create_graph)
+
+    return _hessian_product("hvp", product, errors.STRICT_HVP, func, inputs, v, create_graph, strict)
+
+
+def _hessian_product(
+    name: str,
+    product: Callable,
+    absent: str,
+    func: Callable,
+    inputs: Any,
+    v: Any,
+    create_graph: bool,
+    strict: bool,
+) -> tuple[Any, Any]:
+    # `product` gives that of the Hessian, from the gradient, where it was taken, and the vector
+    with enable_grad():
+        inputs, one_input = _tensors(inputs, "inputs", name)
+        points = _points(inputs, create_graph)
+        v = _direction(v, points, one_input, name, create_graph)
+        output, gradient = _gradient(func, points, name, strict)
         graph = errors.STRICT_HESSIAN_GRAPH if create_graph else None
-        product = _filled(found, points, strict, errors.STRICT_HVP, graph)
-    return _given((output,), True, create_graph), _given(product, one_input, create_graph)
+        found = _filled(product(gradient, points, v), points, strict, absent, graph)
+    return _given((output,), True, create_graph), _given(found, one_input, create_graph)
 
 
 def _tensors(value: Any, what: str, name: str) -> tuple[Tensors, bool]:

@@ -275,13 +275,17 @@ def outer_offset(S, position, index):
 
 
 @internal
-def line_offset(S, strided, extents, j):
-    """Offset in elements of line `j` (a run along the last dim) of an array with the extents of one layout, the strides of another."""
+def line_offset(S, strided, extents, j, without):
+    """Offset in elements of line `j` (a run along the last dim) of an array with the extents of one layout, the strides of another.
+
+    Dimension `without` is left out; -1 for none.
+    """
     offset = 0
     for d in range(layout_of(S, extents).ndim - 2, -1, -1):
         extent = shape_of(S, extents)[d]
         q = j // extent
-        offset += (j - q * extent) * strides_of(S, strided)[d]
+        if d != without:
+            offset += (j - q * extent) * strides_of(S, strided)[d]
         j = q
     return offset
 

@@ -342,7 +342,7 @@ def elementwise(function: Callable) -> Elementwise:
     The operation broadcasts and promotes its operands as `tapegrad.add` does, and runs as one compiled loop over all of them, in
     float32 or float64, with no call into Python. Its derivative follows from the expression, operation by operation,
 
-    .. math:: ar u = \sum_{v 	ext{ computed from } u} ar v \, rac{\partial v}{\partial u},
+    .. math:: \bar u = \sum_{v \text{ computed from } u} \bar v \, \frac{\partial v}{\partial u},
 
     unless it is declared with `backward`, which it must be if the function calls one compiled with `numba.njit`. It can be
     differentiated any number of times with ``create_graph=True``.

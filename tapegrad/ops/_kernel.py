@@ -18,8 +18,8 @@ from tapegrad.ops import _source
 from tapegrad.ops._operands import float_of_bits, struct_bits
 from tapegrad.ops._over_tensors import partial_over_tensors
 from tapegrad.ops._pointwise import scalar_environment
-from tapegrad.ops._public import as_method
-from tapegrad.ops._rule import PUBLIC, Op
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import Op
 from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
@@ -86,10 +86,7 @@ class KernelOp(Op):
         self.native: Callable | None = None
         self.placeholders = placeholders or {}
         rt.ops[self.code]["cost"] = cost
-        if public:
-            PUBLIC[self.name] = self
-        if method:
-            setattr(Tensor, self.name, as_method(self))
+        export(self, method=method, public=public)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         if not self.remembers or not args or type(args[0]) is not Tensor:

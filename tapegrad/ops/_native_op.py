@@ -24,7 +24,7 @@ from tapegrad.grad_mode import is_grad_enabled
 from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._native_kernels import Look, Texts, array_name, spelled
-from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype, result_type
+from tapegrad.ops._operands import broadcast_shapes, cast, check_operand, constant, result_type
 from tapegrad.ops._rule import FLOATS
 from tapegrad.tensor import Tensor
 
@@ -261,13 +261,7 @@ class NativeOp:
     def _operands(self, args: Sequence[Any]) -> tuple[list[Tensor], dtypes.dtype]:
         floating = [a for a in args if isinstance(a, Tensor) and a.dtype.is_floating_point]
         for name, a in zip(self.inputs, args, strict=True):
-            if not isinstance(a, Tensor):
-                try:
-                    number_dtype(a)
-                except TypeError:
-                    raise TypeError(
-                        f"{self.__name__}(): argument '{name}' must be Tensor or Number, not {type(a).__name__}"
-                    ) from None
+            check_operand(self.__name__, f"'{name}'", a)
         if not floating:
             kinds = ", ".join(a.dtype.name if isinstance(a, Tensor) else type(a).__name__ for a in args)
             raise TypeError(
@@ -336,7 +330,7 @@ def native_op(
     ``forward(x, y, ..., out)`` gets one to three arrays and fills the last one. ``backward`` adds up what a change of the result by
     ``g`` means for each input,
 
-    .. math:: ar x_i = \sum_j g_j \, rac{\partial \mathrm{out}_j}{\partial x_i},
+    .. math:: \bar x_i = \sum_j g_j \, \frac{\partial \mathrm{out}_j}{\partial x_i},
 
     in arrays called ``gx``, ``gy``, …; the names of its parameters say what it gets: ``g``, inputs and the result of forward (only what
     is named is kept for it), the gradients, and ``need``, a mask with bit k set if the gradient of input k is wanted, for a backward

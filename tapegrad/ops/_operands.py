@@ -89,6 +89,21 @@ def number_dtype(value: Any) -> dtypes.dtype:
     raise TypeError(f"expected a Tensor or a number, but got {type(value).__name__}")
 
 
+def check_operand(name: str, argument: str, value: Any) -> None:
+    """Refuse anything but tensors and numbers.
+
+    Raises:
+        TypeError: naming the function and the argument.
+    """
+    if not isinstance(value, Tensor):
+        try:
+            number_dtype(value)
+        except TypeError:
+            raise TypeError(
+                f"{name}(): argument {argument} must be Tensor or Number, not {type(value).__name__}"
+            ) from None
+
+
 def constant(value: Any, dtype: dtypes.dtype) -> Tensor:
     """A 0-d tensor for a Python number; the engine keeps recent ones.
 

@@ -16,7 +16,7 @@ from tapegrad.engine.kernels import build_kernel
 from tapegrad.engine.loops import environment, forward_source, reverse_source
 from tapegrad.engine.runtime import rt
 from tapegrad.ops import _source
-from tapegrad.ops._operands import cast, constant, number_dtype, operand, result_type
+from tapegrad.ops._operands import cast, check_operand, constant, operand, result_type
 from tapegrad.ops._rule import FLOATS, PUBLIC, Domain, Op
 from tapegrad.tensor import Tensor, wrap
 
@@ -254,13 +254,7 @@ class Pointwise(Op):
                 f"{self.name}(): argument 'input' (position 1) must be Tensor, not {type(args[0]).__name__}"
             )
         for position, a in enumerate(args):
-            if not isinstance(a, Tensor):
-                try:
-                    number_dtype(a)
-                except TypeError:
-                    raise TypeError(
-                        f"{self.name}(): argument {position + 1} must be Tensor or Number, not {type(a).__name__}"
-                    ) from None
+            check_operand(self.name, str(position + 1), a)
         common = common or result_type(*chosen)
         if common not in self.dtypes:
             common = self.computed_in(common)

@@ -17,7 +17,6 @@ from tapegrad.engine.structs import (
     STORE_OFFSET,
     buffer_of,
     i64,
-    internal,
     layout_of,
     memcpy,
     memset,
@@ -274,19 +273,6 @@ def putting(op: KernelOp) -> KernelOp:
 # along one dimension: each line of the index names places of that dimension
 
 
-@internal
-def _line_without(S, strided, extents, j, dim):
-    # offset of line j of an array with the extents of one layout, dimension `dim` left out
-    offset = 0
-    for d in range(layout_of(S, extents).ndim - 2, -1, -1):
-        extent = shape_of(S, extents)[d]
-        q = j // extent
-        if d != dim:
-            offset += (j - q * extent) * strides_of(S, strided)[d]
-        j = q
-    return offset
-
-
 def _split(x: Tensor, index: Tensor, dim: int) -> int:
     # leading dims shared by both are work items: their targets never meet
     lead = tuple(index.shape[:dim])
@@ -316,7 +302,7 @@ def _gather_kernel(S, row, start, stop):
     if layout_of(S, shown).elements > 0:
         lines = layout_of(S, shown).elements // n
         for j in range(start * lines // items, stop * lines // items):
-            x = P(a.data + _line_without(S, a.layout, shown, j, dim) * SIZE)
+            x = P(a.data + line_offset(S, a.layout, shown, j, dim) * SIZE)
             for i in range(n):
                 y[j * n + i] = x[index[j * n + i] * along + i * step]
 
@@ -339,7 +325,7 @@ def _gather_reverse(S, row, start, stop):
     if layout_of(S, shown).elements > 0:
         lines = layout_of(S, shown).elements // n
         for j in range(start * lines // items, stop * lines // items):
-            y = P(target + _line_without(S, where, shown, j, dim) * SIZE)
+            y = P(target + line_offset(S, where, shown, j, dim) * SIZE)
             for i in range(n):
                 y[index[j * n + i] * along + i * step] += g[j * n + i]
 
@@ -388,11 +374,11 @@ def _scatter_kernel(S, row, start, stop):
     if layout_of(S, shown).elements > 0:
         lines = layout_of(S, shown).elements // n
         for j in range(start * lines // items, stop * lines // items):
-            y = P(out + _line_without(S, where, shown, j, dim) * SIZE)
+            y = P(out + line_offset(S, where, shown, j, dim) * SIZE)
             v = P(source.data)
             s = 0
             if not single:
-                v = P(source.data + line_offset(S, source.layout, shown, j) * SIZE)
+                v = P(source.data + line_offset(S, source.layout, shown, j, -1) * SIZE)
                 s = strides_of(S, source.layout)[last]
             if accumulate:
                 for i in range(n):

@@ -16,8 +16,8 @@ from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META, LOOK_OP
 from tapegrad.metadata import layout_facts
-from tapegrad.ops._public import as_method
-from tapegrad.ops._rule import OPS, PUBLIC, Op
+from tapegrad.ops._public import export
+from tapegrad.ops._rule import OPS, Op
 from tapegrad.tensor import Tensor
 
 _S = rt.S
@@ -147,10 +147,7 @@ def view_op(
 
     def declare(function: Callable) -> ViewOp:
         op = ViewOp(function, grad_name, reference, samples)
-        if public:
-            PUBLIC[op.name] = op
-        if method:
-            setattr(Tensor, op.name, as_method(op))
+        export(op, method=method, public=public)
         return op
 
     return declare

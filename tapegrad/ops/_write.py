@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapegrad import errors
@@ -176,6 +176,27 @@ def assign(
         rt.retain(_S, result._id)
         target._move_to(result._id)
     return target
+
+
+def in_place_of(function: Callable, check: Callable[[Tensor, Tensor], None] | None = None) -> Callable:
+    """A method that writes what a function of a tensor returns into that tensor.
+
+    Args:
+        function: the function.
+        check: refuses a result, given the tensor and it.
+    """
+    name = function.__name__ + "_"
+
+    def method(self: Tensor, *args: Any, **named: Any) -> Tensor:
+        result = function(self, *args, **named)
+        if check is not None:
+            check(self, result)
+        return assign(self, result, fresh=result._base_tensor() is None)
+
+    method.__name__ = name
+    method.__qualname__ = f"Tensor.{name}"
+    method.__doc__ = f"In-place version of `{function.__name__}`."
+    return method
 
 
 def _detached_copy(t: Tensor) -> Tensor:

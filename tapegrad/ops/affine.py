@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tapegrad.engine.planned import TABLE
 from tapegrad.engine.runtime import rt
 from tapegrad.ops._arguments import check_tensor
@@ -15,8 +13,9 @@ from tapegrad.ops._product_checks import (
     check_same_as_input,
     check_same_dtype,
 )
-from tapegrad.ops._product_ops import LINEAR, AffineOp, ProductOp, affine_op, product_op
+from tapegrad.ops._product_ops import LINEAR, ProductOp, affine_op, product_op
 from tapegrad.ops._public import composite
+from tapegrad.ops._write import in_place_of
 from tapegrad.ops.linalg import matmul
 from tapegrad.tensor import Tensor, wrap
 
@@ -128,26 +127,16 @@ def baddbmm(op, input, batch1, batch2):
     return shape
 
 
-def _in_place(op: AffineOp) -> None:
-    def method(self: Tensor, *args: Any, **named: Any) -> Tensor:
-        from tapegrad.ops._write import assign
-
-        result = op(self, *args, **named)
-        if result.shape != self.shape:
-            raise RuntimeError(
-                f"Bad in-place call: input tensor size {list(self.shape)} and output tensor size "
-                f"{list(result.shape)} should match"
-            )
-        return assign(self, result)
-
-    method.__name__ = op.name + "_"
-    method.__qualname__ = f"Tensor.{op.name}_"
-    method.__doc__ = f"In-place version of `{op.name}`."
-    setattr(Tensor, method.__name__, method)
+def _check_kept_shape(target: Tensor, result: Tensor) -> None:
+    if result.shape != target.shape:
+        raise RuntimeError(
+            f"Bad in-place call: input tensor size {list(target.shape)} and output tensor size "
+            f"{list(result.shape)} should match"
+        )
 
 
 for _op in (addmm, addmv, baddbmm):
-    _in_place(_op)
+    setattr(Tensor, _op.name + "_", in_place_of(_op, _check_kept_shape))
 
 
 # linear layers

@@ -9,7 +9,6 @@ from tapegrad.ops import pointwise as pw
 from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._public import export
-from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor
 
 
@@ -93,7 +92,7 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
 export(clamp, "clip", in_place=_clamp_in_place)
 export(clamp_min, in_place=lambda self, min: _clamp_in_place(self, min))
 export(clamp_max, in_place=lambda self, max: _clamp_in_place(self, None, max))
-PUBLIC["where"] = where
+export(where, method=False)
 Tensor.where = _where_method
 for _function in (nan_to_num, heaviside):
     export(_function)

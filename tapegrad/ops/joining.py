@@ -98,7 +98,7 @@ def _join_kernel(S, row, start, stop):
                     j = e // run
                     o = e // block
                     m = min(min(run - (e - j * run), (o + 1) * block - e), last * block - e)
-                    x = P(b.data + (line_offset(S, b.layout, b.layout, j) + (e - j * run) * step) * SIZE)
+                    x = P(b.data + (line_offset(S, b.layout, b.layout, j, -1) + (e - j * run) * step) * SIZE)
                     y = P(out + (o * total + before + e - o * block) * SIZE)
                     for i in range(m):
                         y[i] = x[i * step]

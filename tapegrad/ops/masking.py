@@ -15,8 +15,9 @@ from tapegrad.ops._public import export
 from tapegrad.ops._reading import reads_values
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import ALL, Real
+from tapegrad.ops._write import in_place_of
 from tapegrad.ops.indexing import tensor_of
-from tapegrad.ops.selecting import in_place, same_dtype
+from tapegrad.ops.selecting import same_dtype
 from tapegrad.tensor import Tensor
 
 
@@ -156,7 +157,6 @@ def argwhere(input: Tensor) -> Tensor:
 
 
 for _function in (masked_fill, masked_scatter):
-    export(_function)
-    in_place(_function)
+    export(_function, in_place=in_place_of(_function))
 for _function in (masked_select, nonzero, argwhere):
     export(_function)

@@ -170,11 +170,6 @@ def flip(op, x, *dims):
     return _rearrange(op, x, x.shape, _flip_rules(x.shape, found), True)
 
 
-@flip.backward
-def _(g, words):
-    return flip(g, [d for d in range(g.ndim) if words[2 + 3 * d + 1] < 0])
-
-
 @kernel_op(
     inputs=["x"],
     reference=np.flip,
@@ -189,6 +184,7 @@ def turn(op, x, dims):
 
 
 @turn.backward
+@flip.backward
 def _(g, words):
     return flip(g, [d for d in range(g.ndim) if words[2 + 3 * d + 1] < 0])
 
@@ -303,7 +299,7 @@ def _triangle_kernel(S, row, start, stop):
     step = strides_of(S, a.layout)[ndim - 1]
     if layout_of(S, out.layout).elements > 0:
         for j in range(start, stop):
-            x = P(a.data + line_offset(S, a.layout, out.layout, j) * SIZE)
+            x = P(a.data + line_offset(S, a.layout, out.layout, j, -1) * SIZE)
             y = P(out.data + j * n * SIZE)
             edge = j % rows + diagonal
             first = min(max(edge, 0), n) if upper else 0
@@ -409,7 +405,7 @@ def _diagonal_kernel(S, row, start, stop):
     if layout_of(S, out.layout).elements > 0:
         memset(out.data + start * n * n * SIZE, 0, (stop - start) * n * n * SIZE)
         for j in range(start, stop):
-            x = P(a.data + line_offset(S, a.layout, a.layout, j) * SIZE)
+            x = P(a.data + line_offset(S, a.layout, a.layout, j, -1) * SIZE)
             y = P(out.data + (j * n * n + max(-offset, 0) * n + max(offset, 0)) * SIZE)
             for i in range(m):
                 y[i * (n + 1)] = x[i * step]

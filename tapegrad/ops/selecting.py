@@ -28,7 +28,7 @@ from tapegrad.ops._rows import (
     taking,
 )
 from tapegrad.ops._rule import PUBLIC
-from tapegrad.ops._write import assign
+from tapegrad.ops._write import in_place_of
 from tapegrad.ops.convert import clone
 from tapegrad.tensor import Tensor
 
@@ -453,22 +453,6 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     return _put_along("index_fill", _fill_rows, input, dim, index, value)
 
 
-# in place
-
-
-def in_place(function: Any) -> None:
-    """Give tensors the in-place version of a function."""
-
-    def method(self: Tensor, *args: Any, **named: Any) -> Tensor:
-        result = function(self, *args, **named)
-        return assign(self, result, fresh=result._base_tensor() is None)
-
-    method.__name__ = function.__name__ + "_"
-    method.__qualname__ = f"Tensor.{method.__name__}"
-    method.__doc__ = f"In-place version of `{function.__name__}`."
-    setattr(Tensor, method.__name__, method)
-
-
 for _function in (
     scatter,
     scatter_add,
@@ -476,8 +460,7 @@ for _function in (
     index_copy,
     index_fill,
 ):
-    in_place(_function)
-    export(_function)
+    export(_function, in_place=in_place_of(_function))
 for _function in (gather, take_along_dim, index_select, take):
     export(_function)
 PUBLIC["embedding"] = embedding

@@ -46,3 +46,12 @@ def run(code, *arrays):
     replica.addresses[:] = [a.ctypes.data for a in (*arrays, *outputs)]
     assert replica.run() == 0
     return outputs
+
+
+def collatz(n):
+    """How many steps take a number to 1: a loop as long as its values say."""
+    steps = tg.zeros(())
+    while n > 1:
+        n = n / 2 if n % 2 == 0 else 3 * n + 1
+        steps = steps + 1
+    return steps

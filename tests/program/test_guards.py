@@ -7,7 +7,7 @@ import pytest
 
 import tapegrad as tg
 import tapegrad.nn.functional as F
-from tests.program.helpers import leaf, same
+from tests.program.helpers import collatz, leaf, same
 
 
 def branching(x):
@@ -52,13 +52,6 @@ f2 = tg.compile(lambda x: branching(x).sum())
 
 
 def test_loops_that_run_as_long_as_values_say():
-    def collatz(n):
-        steps = tg.zeros(())
-        while n > 1:
-            n = n / 2 if n % 2 == 0 else 3 * n + 1
-            steps = steps + 1
-        return steps
-
     f = tg.compile(collatz)
     for n in (1.0, 6.0, 7.0, 6.0, 8.0, 3.0, 7.0):
         same(f(tg.tensor(n)), collatz(tg.tensor(n)))

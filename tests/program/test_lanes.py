@@ -10,6 +10,7 @@ import tapegrad.nn.functional as F
 from tapegrad.engine.runtime import rt
 from tapegrad.program import Lanes
 from tests.helpers import in_threads
+from tests.program.helpers import collatz
 from tests.test_higher_order import CASES as DIFFERENTIABLE
 from tests.test_vmap import CASES, samples_of
 
@@ -245,13 +246,6 @@ class TestBranches:
         assert compiled.stats()["captures"] <= 9
 
     def test_loops_that_run_as_long_as_values_say(self):
-        def collatz(n):
-            steps = tg.zeros(())
-            while n > 1:
-                n = n / 2 if n % 2 == 0 else 3 * n + 1
-                steps = steps + 1
-            return steps
-
         n = np.array([1.0, 6.0, 7.0, 6.0, 8.0, 3.0, 7.0, 27.0])
         compiled = tg.compile(collatz)
         for _ in range(2):

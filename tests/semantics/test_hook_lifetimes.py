@@ -11,21 +11,9 @@ import tapegrad as tg
 from tapegrad.autograd import Function
 from tapegrad.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 from tapegrad.engine.runtime import rt
-from tests.helpers import in_threads, nodes_behind, vector
+from tests.helpers import Square, in_threads, nodes_behind, vector
 
 ROUNDS = 2000
-
-
-class Square(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 2 * g * x
 
 
 class Both(Function):

@@ -8,9 +8,8 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
 
 
-def two(lib, x_requires_grad=True):
-    w = lib.tensor([1.0], dtype=lib.float64, requires_grad=True)
-    return w, lib.tensor([2.0], dtype=lib.float64, requires_grad=x_requires_grad)
+def two(lib):
+    return [lib.tensor([v], dtype=lib.float64, requires_grad=True) for v in (1.0, 2.0)]
 
 
 def function(lib):
@@ -45,91 +44,59 @@ def numbers(*tensors):
     return [None if t is None else t.tolist() for t in tensors]
 
 
-def switched_on(lib, use, create):
-    w, x = two(lib, False)
-    y = use(lib, w, x)
-    x.requires_grad_()
-    y.sum().backward(create_graph=create)
-    return numbers(w.grad, x.grad)
+def nothing(lib, x, seen):
+    pass
 
 
-def switched_off(lib, use, create):
-    w, x = two(lib)
-    y = use(lib, w, x)
-    x.requires_grad_(False)
-    y.sum().backward(create_graph=create)
-    return numbers(w.grad, x.grad)
-
-
-def switched_off_with_a_gradient(lib, use, create):
-    w, x = two(lib)
+def has_a_gradient(lib, x, seen):
     x.grad = lib.tensor([7.0], dtype=lib.float64)
-    y = use(lib, w, x)
-    x.requires_grad_(False)
-    y.sum().backward(create_graph=create)
-    return numbers(w.grad, x.grad)
 
 
-def switched_off_with_hooks(lib, use, create):
-    w, x = two(lib)
-    seen = []
+def has_hooks(lib, x, seen):
     x.register_hook(lambda g: seen.append(g.tolist()))
     x.register_post_accumulate_grad_hook(lambda t: seen.append(numbers(t.grad)))
-    y = use(lib, w, x)
-    x.requires_grad_(False)
-    y.sum().backward(create_graph=create)
-    return seen, numbers(w.grad, x.grad)
 
 
-def switched_off_and_on(lib, use, create):
-    w, x = two(lib)
-    y = use(lib, w, x)
-    x.requires_grad_(False)
-    x.requires_grad_()
-    y.sum().backward(create_graph=create)
-    return numbers(w.grad, x.grad)
-
-
-def detached_in_place(lib, use, create):
-    w, x = two(lib)
-    y = use(lib, w, x)
-    x.detach_()
-    y.sum().backward(create_graph=create)
-    return numbers(w.grad, x.grad)
-
-
-def asked_for_the_other(lib, use, create):
-    w, x = two(lib)
-    y = use(lib, w, x)
-    x.requires_grad_(False)
-    return numbers(*lib.autograd.grad(y.sum(), w, create_graph=create))
-
-
-def switched_off_by_a_hook(lib, use, create):
-    w, x = two(lib)
-    y = use(lib, w, x)
-    y.register_hook(lambda g: x.requires_grad_(False) and None)
-    y.sum().backward(create_graph=create)
-    return numbers(w.grad, x.grad)
-
-
-CASES = [
-    switched_on,
-    switched_off,
-    switched_off_with_a_gradient,
-    switched_off_with_hooks,
-    switched_off_and_on,
-    detached_in_place,
-    asked_for_the_other,
-    switched_off_by_a_hook,
-]
+# what happens to a leaf before it is used, and after
+CASES = {
+    "switched on": (lambda lib, x, seen: x.requires_grad_(False), lambda x, y: x.requires_grad_()),
+    "switched off": (nothing, lambda x, y: x.requires_grad_(False)),
+    "switched off with a gradient": (has_a_gradient, lambda x, y: x.requires_grad_(False)),
+    "switched off with hooks": (has_hooks, lambda x, y: x.requires_grad_(False)),
+    "switched off and on": (nothing, lambda x, y: x.requires_grad_(False).requires_grad_()),
+    "detached in place": (nothing, lambda x, y: x.detach_()),
+    "switched off by a hook": (nothing, lambda x, y: y.register_hook(lambda g: x.requires_grad_(False) and None)),
+}
 
 
 @pytest.mark.parametrize("create", [False, True], ids=["", "create_graph"])
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", CASES)
 def test_requires_grad_counts_as_pytorch_has_it(case, use, create):
-    assert case(tg, USES[use], create) == case(torch, USES[use], create)
+    before, after = CASES[case]
+
+    def outcome(lib):
+        w, x = two(lib)
+        seen = []
+        before(lib, x, seen)
+        y = USES[use](lib, w, x)
+        after(x, y)
+        y.sum().backward(create_graph=create)
+        return seen, numbers(w.grad, x.grad)
+
+    assert outcome(tg) == outcome(torch)
+
+
+@pytest.mark.parametrize("create", [False, True], ids=["", "create_graph"])
+@pytest.mark.parametrize("use", USES)
+def test_the_other_leaf_may_be_asked_for(use, create):
+    def outcome(lib):
+        w, x = two(lib)
+        y = USES[use](lib, w, x)
+        x.requires_grad_(False)
+        return numbers(*lib.autograd.grad(y.sum(), w, create_graph=create))
+
+    assert outcome(tg) == outcome(torch)
 
 
 @pytest.mark.parametrize("create", [False, True])
@@ -158,7 +125,8 @@ def test_a_leaf_that_became_a_result_cannot_collect_a_gradient(lib, create):
 
 
 def test_a_further_operand_without_gradient_dies():
-    w, x = two(tg, False)
+    w, x = two(tg)
+    x.requires_grad_(False)
     y = tg.cat([w, x, x, x])
     assert [node is None for node, _ in y.grad_fn.next_functions] == [False, True, True, True]
     x.requires_grad_()

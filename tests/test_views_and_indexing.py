@@ -1,4 +1,4 @@
-"""Movement, indexing, selecting and sorting: values, dtypes, gradients and errors as PyTorch has them, and as NumPy where it does."""
+"""Views, joins, copies, indexing, selecting and sorting: values, dtypes, gradients and errors as PyTorch has them, and as NumPy where it does."""
 
 import gc
 
