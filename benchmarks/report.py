@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import higher_order  # noqa: F401 - adds its rows to WORKLOADS
+from benchmarks import disk, higher_order  # noqa: F401 - add their rows to FIGURES and WORKLOADS
 from benchmarks.programs import RACES, Race
 from benchmarks.work import FIGURES, ROOT, WORKLOADS, Figure, Job, Work, cores, torch_or_none
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import disk  # noqa: F401 - adds its figures to FIGURES
 from benchmarks.work import FIGURES
 
 

@@ -115,6 +115,11 @@ class Calculation:
         self.__dict__.update(state)
         self._start()
 
+    def expect(self, samples: int) -> None:
+        """Say how many samples are to come, so that loops worth compiling for them are compiled before."""
+        self._each.expect(samples)
+        self._added.expect(samples // _RUN)
+
     def compute(self, chunk: Any) -> Computed:
         """The value and gradient of the function for each sample of a run.
 

@@ -156,6 +156,7 @@ class Job:
                 self.calculation.compute_sum(alike, self._most)
             else:
                 self.calculation.compute(alike)
+            self.calculation.expect(self._samples)
 
     def result(self, sums: PairwiseSum, failed: int) -> tuple[float, Any]:
         """The reduced value and gradient, the latter in the structure of the parameters."""

@@ -36,6 +36,7 @@ from tapegrad.ops._product_ops import AffineOp, ProductOp
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.ops._view import as_strided_op, detach_op
 from tapegrad.ops._write import copy_slices
+from tapegrad.ops.joining import join, pile
 from tapegrad.tensor import Tensor, wrap
 
 _S = rt.S
@@ -117,6 +118,9 @@ class Batch:
             return self._function(row)
         if op is place:
             return self._place(row)
+        if op is join or op is pile:
+            parts = [self.repeated(k) for k in operands(row) if k]
+            return PUBLIC["cat" if op is join else "stack"](parts, row.words[2] + 1)
         if isinstance(op, Fold | Select):
             found = self._along_runs(op, row)
             if found is not None:

@@ -78,7 +78,12 @@ def _join_kernel(S, row, start, stop):
             b = buffer_of(S, r.in0 if k == 0 else i64(r.attr)[1 + k])
             layout = layout_of(S, b.layout)
             if layout.contiguous == b.layout:
-                if block > 16:
+                if block == 1:
+                    x = P(b.data)
+                    y = P(out + before * SIZE)
+                    for o in range(first, last):
+                        y[o * total] = x[o]
+                elif block > 4:
                     for o in range(first, last):
                         memcpy(out + (o * total + before) * SIZE, b.data + o * block * SIZE, block * SIZE)
                 else:

@@ -107,8 +107,7 @@ class Path:
                 last[start + j] = address_of_array(tails[j])
         blocks = count // self.block
         self.replays += blocks
-        if self.replays >= self._fusing.due:
-            self._fuse()
+        self._fuse(self.replays)
 
         def run(some: range) -> bool:
             return self._run(first + some.start * self.block * step, self.block * step, len(some))
@@ -124,8 +123,12 @@ class Path:
         """Whether it runs with loops compiled for it."""
         return self.native.code is not self.code
 
-    def _fuse(self) -> None:
-        code = self._fusing.ask(self.replays)
+    def expect(self, samples: int) -> None:
+        """Have loops compiled for it now, if so many more samples would have that done on the way."""
+        self._fuse(self.replays + samples // self.block)
+
+    def _fuse(self, runs: int) -> None:
+        code = self._fusing.ask(runs) if runs >= self._fusing.due else None
         if code is not None:
             self.native, self._pool = Native(code), []
 

@@ -160,6 +160,12 @@ class Lanes:
             return _tree.map_leaves(lambda t: t.detach().numpy() if isinstance(t, Tensor) else t, found)
         return found
 
+    def expect(self, samples: int) -> None:
+        """Say how many samples are to come, so that what is worth compiling for them is compiled now."""
+        for kind in list(self._kinds.values()):
+            for path in kind.paths.get(max(kind.paths, default=0), ()):
+                path.expect(samples)
+
     def programs(self) -> list[Path]:
         """The recorded paths."""
         return [p for kind in list(self._kinds.values()) for paths in list(kind.paths.values()) for p in paths]
@@ -272,7 +278,7 @@ class _Run:
 
     def _takes(self, path: Path, n: int) -> bool:
         # whether a sample takes a path
-        outs = [np.empty((path.block, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
+        outs = [empty_array((path.block, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
         ran = path.run(self._gathered(np.full(path.block, n)), self.mapped, path.block, outs)
         return ran and bool(path.same(outs[len(path.results) :], path.block)[0])
 

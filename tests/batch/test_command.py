@@ -1,5 +1,6 @@
 """`tapegrad batch`: what it writes, and how it fails."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tapegrad.batch import _sinks
 from tapegrad.cli import main
 from tests import processes
 from tests.batch.models import samples
@@ -32,6 +34,24 @@ def pair(params, sample):
 
 def vector(x):
     return x
+
+def writes(x):
+    x += 1
+    return x.sum()
+
+def random(x):
+    return (x * tg.rand(4)).sum()
+
+def writes_later(x):
+    if x[0] > 5:
+        x += 1
+    return (x * x).sum()
+
+def dies(x):
+    if float(x[0]) > 5:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x.sum()
 
 def picky(x):
     if x[0] > 5:
@@ -131,7 +151,7 @@ def test_failing_samples(folder):
         ("energy", ["--data", "x.npy", "--out", "y.npy"], 1, "the output exists; give another name, replace it with --overwrite"),
         ("energy", ["--data", "p.json", "--out", "g.npy"], 1, "is no .npy file, no .zarr store and no Parquet dataset"),
         ("vector", ["--data", "x.npy", "--out", "g.npy"], 1, "must return a scalar"),
-        ("nothing", ["--data", "x.npy", "--out", "g.npy"], 1, "has no 'nothing'; it has Model, energy, loss, pair"),
+        ("nothing", ["--data", "x.npy", "--out", "g.npy"], 1, "has no 'nothing'; it has Model, dies, energy, loss, pair"),
     ],
 )  # fmt: skip
 def test_errors_and_exit_codes(folder, function, arguments, code, message):
@@ -154,6 +174,107 @@ def test_functions_that_cannot_be_imported(folder, name, code, message):
     result = CliRunner().invoke(main, ["batch", name, "--data", "x.npy", "--out", "g.npy"])
     assert result.exit_code == code
     assert message in result.output
+
+
+def cut_short():
+    with open("x.npy", "r+b") as file:
+        file.truncate(500)
+
+
+@pytest.mark.parametrize(
+    ("function", "data", "message"),
+    [
+        ("energy", cut_short, "is cut short: its header announces 20 samples (640 bytes), and 11 are there"),
+        ("energy", lambda: np.save("x.npy", np.full((20, 4), "a")), "has dtype <U1, which tensors cannot hold; convert it"),
+        ("energy", lambda: np.save("x.npy", X.astype(int)), "which has dtype int64; store it as float32 or float64"),
+        ("energy", lambda: np.save("x.npy", np.array([[1.0], [1.0, 2.0]], object)), "holds Python objects; save it as"),
+        ("writes", None, "the function writes to its inputs"),
+        ("random", None, "it uses random numbers, or state that changes"),
+    ],
+)  # fmt: skip
+def test_data_and_functions_that_are_refused(folder, function, data, message):
+    if data is not None:
+        data()
+    result = invoke(function, "--data", "x.npy", "--out", "g.npy")
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert not os.path.exists("g.npy.journal")
+
+
+def test_parts_of_uneven_length(folder):
+    np.save("y.npy", X[:7, 0])
+    result = invoke("pair", "--data", "x.npy", "--data", "y.npy", "--params", "p.npz", "--out", "g.npy")
+    assert result.exit_code == 1
+    assert "all parts of data must have the same number of samples, but data[0] has 20, data[1] has 7" in result.output
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("function", "bad", "message"),
+    [
+        ("energy", np.nan, "the function fails on sample 13: the value is NaN: the sample itself holds NaN; mend the"),
+        ("picky", 9.0, "the function fails on sample 13: ValueError: too large"),
+        ("writes_later", 9.0, "the function writes to its inputs"),
+    ],
+)
+def test_what_is_committed_before_a_bad_sample_is_kept(folder, function, bad, message):
+    data = X.copy()
+    data[13, 0] = bad
+    np.save("x.npy", data)
+    arguments = ("--data", "x.npy", "--out", "g.npy", "--chunk-size", 8, "--workers", 1)
+    result = invoke(function, *arguments)
+    assert result.exit_code == 1, result.output
+    assert message in result.output
+    assert "8 of 20 samples are committed, and --resume goes on from there" in result.output
+    np.save("x.npy", X)
+    result = invoke(function, *arguments, "--resume")
+    assert result.exit_code == 1
+    assert "begun by another job: content of data is another" in result.output
+    assert "start afresh with --overwrite" in result.output
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_full_disk(folder, monkeypatch):
+    write = _sinks.NpySink.write
+
+    def full(self, start, lines):
+        if start >= 8:
+            raise OSError(errno.ENOSPC, "No space left on device", self.part)
+        write(self, start, lines)
+
+    arguments = ("--data", "x.npy", "--out", "g.npy", "--chunk-size", 8, "--workers", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(_sinks.NpySink, "write", full)
+        result = invoke("energy", *arguments)
+    assert result.exit_code == 1
+    assert (
+        "the disk is full: 8 of 20 samples are committed, and --resume goes on from there; make room" in result.output
+    )
+    assert invoke("energy", *arguments, "--resume").exit_code == 0
+    np.testing.assert_allclose(np.load("g.npy"), 2 * X)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked on Linux only")
+def test_a_worker_that_dies(folder):
+    data = np.ones((600, 4))
+    data[:, 0] = np.linspace(0, 1, 600)
+    data[500, 0] = 9
+    np.save("x.npy", data)
+    done = subprocess.run(
+        [sys.executable, "-m", "tapegrad.cli", "batch", "model_of_command:dies", "--data", "x.npy", "--out", "g.npy"]
+        + ["--workers", "2", "--chunk-size", "1"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(processes.ROOT), os.environ.get("PYTHONPATH", "")])},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert (
+        "was killed by SIGKILL, as happens when memory runs out; resume with fewer workers or a smaller --chunk-size"
+        in done.stderr
+    )
+    assert "of 600 samples are committed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_resume_and_overwrite(folder):

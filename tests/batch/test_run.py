@@ -11,6 +11,7 @@ import pytest
 import tapegrad as tg
 from tapegrad.batch._job import Job
 from tapegrad.batch._sources import open_data
+from tests import processes
 from tests.batch.models import PARAMS, branching, by_hand, energy, loss, samples
 from tests.batch.test_sources import KINDS, X, npy, opened, parquet
 
@@ -408,6 +409,52 @@ def test_progress_in_plain_lines(tmp_path, capsys):
     assert len(lines) == 5
     assert lines[-1].startswith("batch: 5/5 chunks, ")
     assert "s left, 40 of 40 samples, " in lines[-1]
+
+
+def test_a_path_of_its_own_for_every_sample(tmp_path):
+    def every(p, x):
+        return (p * x).sum() * float(x[0])
+
+    data = samples(300)
+    report = run(every, data, np.ones(4), out=tmp_path / "g.npy", values=tmp_path / "v.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "g.npy"), data * data[:, :1], rtol=1e-12)
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), data.sum(1) * data[:, 0], rtol=1e-12)
+    assert report.rate > 100
+
+
+@pytest.mark.parametrize("reduce", [None, "sum"])
+def test_chunks_and_workers_change_no_bit(reduce, tmp_path, monkeypatch):
+    from tapegrad.batch import _job
+
+    def layer(p, x):  # a product whose last bits depend on how many rows there are, and on where one stands
+        y = tg.tanh(x @ p["w"]).sum() + p["b"]
+        return y if x[0] > 0 else y * x[1] if x[1] > 0 else -y
+
+    monkeypatch.setattr(_job, "_MOST_IN_BLOCK", 512)
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(3000, 32)).astype("f4")
+    params = {"w": rng.normal(size=(32, 64)).astype("f4"), "b": np.float32(0.5).reshape(())}
+    found = set()
+    for k, options in enumerate(
+        ({}, {"chunk_size": 512}, {"chunk_size": 512, "workers": 2}, {"chunk_size": 1024, "workers": 3})
+    ):
+        out = tmp_path / f"{k}.npy"
+        run(layer, data, params, out=out, wrt="params" if reduce else "data", reduce=reduce, **options)
+        found.add(out.read_bytes())
+    assert len(found) == 1
+
+
+def test_threads_of_blas_change_no_bit(tmp_path):
+    text = f"""
+import hashlib, json, numpy as np, tapegrad as tg
+rng = np.random.default_rng(0)
+w = rng.normal(size=(784, 128)).astype("f4")
+tg.batch.run(lambda p, x: tg.tanh(x @ p).sum(), rng.normal(size=(200, 784)).astype("f4"), w, wrt="data",
+             out={str(tmp_path / "g.npy")!r}, overwrite=True, workers=1, progress=False)
+print(json.dumps(hashlib.sha256(open({str(tmp_path / "g.npy")!r}, "rb").read()).hexdigest()))
+"""
+    found = {processes.run(text, OPENBLAS_NUM_THREADS=k, OMP_NUM_THREADS=k)[0] for k in (1, 2)}
+    assert len(found) == 1
 
 
 def test_blocks_fit_a_cache_and_take_no_time():

@@ -424,6 +424,21 @@ class TestLanes:
         assert lanes.captures <= 20
         assert lanes.singles > 2 * 380
 
+    def test_what_is_worth_compiling_for_many_samples_is_compiled_at_once(self):
+        lanes, x = Lanes(tg.value_and_grad(price), (None, 0)), samples(1000)
+        value, gradient = lanes(W, x)
+        lanes.expect(10**9)
+        assert [p.is_fused() for p in lanes.programs() if p.block > 16] == [True]
+        again = lanes(W, x)
+        assert again[0].tobytes() == value.tobytes()
+        assert again[1].tobytes() == gradient.tobytes()
+
+    @pytest.mark.parametrize("joined", [lambda x: tg.cat([x, x[:2]]), lambda x: tg.stack([x, x * 2], 1)])
+    def test_tensors_are_joined_for_a_whole_block(self, joined):
+        lanes, x = Lanes(joined), samples(40)
+        agree(lanes(x), tg.stack([joined(tg.from_numpy(row)) for row in x]))
+        assert all(p.code.steps[-1].samples is None for p in lanes.programs())
+
     def test_what_cannot_be_recorded_is_mapped(self):
         lanes = Lanes(lambda x: x[x.argsort()])
         x, out = samples(9), [np.empty((9, 5))]
