@@ -104,10 +104,19 @@ def capturing() -> bool:
     return recorder_of_thread() is not None
 
 
-class Capture:
-    """A function while it is run to be captured."""
+class TracedOutside(Exception):
+    """The function refers to a tensor that a transformation around it traces."""
 
-    def __init__(self) -> None:
+
+class Capture:
+    """A function while it is run to be captured.
+
+    Args:
+        inside: whether transformations are under way around it.
+    """
+
+    def __init__(self, inside: bool = False) -> None:
+        self._inside = inside
         self.values: dict[int, Value] = {}  # by id of the buffer that holds the value meanwhile
         self.inputs: list[Value] = []
         self.steps: list[Step] = []
@@ -148,6 +157,8 @@ class Capture:
         # for a tensor that was there before the capture
         twin = self.outside.get(k)
         if twin is None:
+            if self._inside and rt.look(_S, k, LOOK_TRACED):
+                raise TracedOutside
             with unwatched():
                 twin = self.outside[k] = wrap(check_id(rt.share_leaf(_S, k, 2)))
             flags = rt.look(_S, k, LOOK_META) >> 8
