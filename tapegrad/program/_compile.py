@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import threading
 import types
 from collections.abc import Callable, Sequence
@@ -160,10 +161,14 @@ class Compiled(Callables):
 
     def _capture(self, family: Family, leaves: Sequence[Any], inside: bool) -> Program:
         before = rt.set_mode(_S, 0)
+        collects = gc.isenabled()
+        gc.disable()  # nothing of the many objects that are made is garbage
         try:
             program = self._captured(Capture(inside), family, leaves)
         finally:
             rt.set_mode(_S, before)
+            if collects:
+                gc.enable()
         with self._lock:
             self._captures += 1
             family.misses += 1
