@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from tapegrad.program.capture import Capture, TracedOutside, capturing
 from tapegrad.program.environment import Callables
 from tapegrad.program.family import Family
 from tapegrad.program.passes import optimised
-from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, Ran, own_tensors
+from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, Ran
 from tapegrad.program.showing import graph, table
 from tapegrad.program.signature import Structure, arguments_of, is_data, signature_of
 from tapegrad.program.values import Value
@@ -64,6 +65,13 @@ class Compiled(Callables):
 
     def __repr__(self) -> str:
         return f"<compiled {self._name}>"
+
+    def __reduce__(self) -> Any:
+        # by its name where that leads here, as functions are; else compiled again
+        found: Any = sys.modules.get(getattr(self, "__module__", ""))
+        for part in getattr(self, "__qualname__", "?").split("."):
+            found = getattr(found, part, None)
+        return self.__qualname__ if found is self else (Compiled, (self.function, tuple(self._static), self._most))
 
     # calls
 
@@ -207,7 +215,6 @@ class Compiled(Callables):
         capture.rewind()
         code = optimised(capture.code(values))
         program = Program(code, arrays, positions, places, structure, tracked)
-        own_tensors(program.captured)
         return program
 
     def _drop(self) -> None:
@@ -436,6 +443,8 @@ def compile(
     (array(6.), array(-8.))
     """
     chosen = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+    if not all(isinstance(n, int) for n in chosen):
+        raise TypeError(f"compile: static_argnums must be an int or ints, but got {static_argnums!r}")
     if isinstance(max_programs, bool) or not isinstance(max_programs, int) or max_programs < 1:
         raise ValueError(f"compile: max_programs must be a positive int, but got {max_programs!r}")
     if f is None:

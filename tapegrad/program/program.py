@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -260,15 +259,3 @@ def address_of(source: Captured) -> int:
     if meta & ~_IGNORED != source.meta:
         raise Outdated
     return rt.look(_S, t._id, LOOK_DATA)
-
-
-def own_tensors(sources: Sequence[Captured]) -> None:
-    """Let captured tensors be the user's own ones, which follow what they do to them, rather than handles to where they were."""
-    handles = {s.tensor._id: s for s in sources}
-    ours = {id(s.tensor) for s in sources}
-    if handles:
-        for t in gc.get_objects():
-            if type(t) is Tensor and id(t) not in ours:
-                source = handles.get(getattr(t, "_id", 0))
-                if source is not None:
-                    source.tensor = t

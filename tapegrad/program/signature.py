@@ -106,7 +106,7 @@ def _of_trees(name: str, args: tuple, kwargs: dict, static: Any) -> tuple[list[A
     try:
         hash(tuple(key))
     except TypeError:
-        value = next(v for v in settings_of(leaves) if not _hashable(v))
+        value = next(v.value if isinstance(v, Fixed) else v for v in leaves if not _hashable(v))
         raise TypeError(
             f"compile: {name} got an argument of type {type(value).__name__}, which is neither tensor, array nor hashable; "
             "programs are found again by the values of such arguments, so pass tensors, arrays, or hashable values"
@@ -115,6 +115,8 @@ def _of_trees(name: str, args: tuple, kwargs: dict, static: Any) -> tuple[list[A
 
 
 def _hashable(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind != "O"
     try:
         hash(value)
     except TypeError:

@@ -146,7 +146,8 @@ class Instruction:
 
     def __post_init__(self) -> None:
         # passes ask many times
-        read, filled = [], [self.out]
+        read: list[Value] = []
+        filled = [self.out]
         for position, value in enumerate(self.inputs):
             if value is not None:
                 (filled if position in self.fills else read).append(value)
