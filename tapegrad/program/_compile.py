@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
@@ -11,48 +13,25 @@ from typing import Any, overload
 
 import numpy as np
 
-from tapegrad import _tree, dtypes, errors
+from tapegrad import _tree
 from tapegrad.autograd.tracing import is_traced, under_way
 from tapegrad.creation import as_tensor
-from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
-from tapegrad.engine.tape import LOOK_META
 from tapegrad.func._derivatives import value_and_grad
-from tapegrad.metadata import layout_facts
 from tapegrad.program.callable import Native
-from tapegrad.program.calls import Call, CompiledCall, Template, pull_back
-from tapegrad.program.capture import Capture, capturing
-from tapegrad.program.environment import Callables, Environment
+from tapegrad.program.calls import CompiledCallBackward, on_tape
+from tapegrad.program.capture import Capture, TracedOutside, capturing
+from tapegrad.program.environment import Callables
+from tapegrad.program.family import Family
 from tapegrad.program.passes import optimised
-from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, Ran, own_tensors
+from tapegrad.program.program import KernelRaised, Outcome, Outdated, Place, Program, Ran
 from tapegrad.program.showing import graph, table
+from tapegrad.program.signature import Structure, arguments_of, is_data, signature_of
 from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor
 
 _S = rt.S
-_GRAD = structs.REQUIRES_GRAD << 8
-_FACTS = ~0xFF00 | _GRAD  # of META: layout, dtype, and whether it requires grad
 _WRAPPED = ("__name__", "__qualname__", "__doc__", "__module__")
-
-
-class Family:
-    """The paths captured for arguments of one signature.
-
-    Attributes:
-        programs: the one used last first.
-        structure: of the arguments.
-        environment: what the function refers to outside of itself.
-        misses: how often no path captured so far was the right one.
-        runs: how often one was.
-        unsettled: how many captures in a row changed what the function refers to.
-        eager: the line that looks at values which differ at nearly every call: the function runs eagerly.
-    """
-
-    def __init__(self, structure: _tree.Structure | int, environment: Environment) -> None:
-        self.programs: list[Program] = []
-        self.structure, self.environment = structure, environment
-        self.misses = self.runs = self.unsettled = 0
-        self.eager = ""
 
 
 class Compiled(Callables):
@@ -87,91 +66,47 @@ class Compiled(Callables):
     def __repr__(self) -> str:
         return f"<compiled {self._name}>"
 
+    def __reduce__(self) -> Any:
+        # by its name where that leads here, as functions are; else compiled again
+        found: Any = sys.modules.get(getattr(self, "__module__", ""))
+        for part in getattr(self, "__qualname__", "?").split("."):
+            found = getattr(found, part, None)
+        return self.__qualname__ if found is self else (Compiled, (self.function, tuple(self._static), self._most))
+
     # calls
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, structure, key = self._signature(args, kwargs)
-        if under_way() and (capturing() or any(type(v) is Tensor and is_traced(v) for v in leaves)):
-            return self.function(*args, **kwargs)
+        leaves, structure, key = signature_of(self._name, args, kwargs, self._static)
+        inside = under_way()
+        if inside and (capturing() or any(isinstance(v, Tensor) and is_traced(v) for v in leaves)):
+            return self._called(leaves, structure)
         family = self._families.get(key)
         if family is None or not family.environment.is_same():
             family = self._new_family(key, structure, leaves)
         if family.eager:
             return self._eagerly(leaves, family)
-        program, ran = self._run(family, leaves)
+        try:
+            program, ran = self._run(family, leaves, inside)
+        except TracedOutside:
+            self._families.pop(key, None)  # which holds what is traced
+            return self._eagerly(leaves, family)
         if program is None:
             return ran
-        if program.as_arrays or not any(program.tracked) or rt.mode_of_thread(_S):
+        if program.as_arrays or not program.carries or rt.mode_of_thread(_S):
             return program.result(ran[0])
-        return self._tracked(key, family, program, leaves, ran)
+        return self._tracked(family, program, leaves, ran)
 
-    def _signature(self, args: tuple, kwargs: dict) -> tuple[list[Any], _tree.Structure | int, Any]:
-        key: list[Any] = [dtypes.get_default_dtype(), len(args)]
-        leaves: list[Any] = []
-        structure: Any = len(args)
-        plain = not kwargs and not self._static
-        if plain:
-            for a in args:
-                kind = type(a)
-                if kind is Tensor:
-                    meta = rt.look(_S, a._id, LOOK_META)
-                    if not layout_facts(meta >> 16)[2]:
-                        a = a.contiguous()  # type: ignore[attr-defined]
-                        meta = rt.look(_S, a._id, LOOK_META)
-                    key.append(meta & _FACTS)
-                elif kind is np.ndarray and a.dtype.kind != "O":
-                    key.append(a.dtype)
-                    key.append(a.shape)
-                elif kind is float:
-                    key.append(a.hex())
-                elif kind in _PLAIN:
-                    key.append(kind)
-                    key.append(a)
-                else:
-                    plain = False
-                    break
-                leaves.append(a)
-        return (leaves, structure, tuple(key)) if plain else self._signature_of_trees(args, kwargs)
+    def _run(self, family: Family, leaves: Sequence[Any], inside: bool) -> tuple[Program | None, Any]:
+        """Run the path that these arguments take; the program and how it ran, or None and the result of an eager run.
 
-    def _signature_of_trees(self, args: tuple, kwargs: dict) -> tuple[list[Any], _tree.Structure, Any]:
-        fixed = {n % len(args) if args else n: _Fixed(args[n]) for n in self._static if -len(args) <= n < len(args)}
-        given = tuple(fixed.get(n, a) for n, a in enumerate(args))
-        flat, structure = _tree.flatten((given, kwargs))
-        key: list[Any] = [dtypes.get_default_dtype(), structure]
-        leaves: list[Any] = []
-        for leaf in flat:
-            if isinstance(leaf, np.generic | np.ndarray) and leaf.dtype.kind != "O":
-                leaf = np.asarray(leaf)
-                key += [leaf.dtype, leaf.shape]
-            elif isinstance(leaf, Tensor):
-                leaf = leaf.contiguous()  # type: ignore[attr-defined]
-                key.append(rt.look(_S, leaf._id, LOOK_META) & _FACTS)
-            else:
-                key += [type(leaf), leaf.hex() if type(leaf) is float else leaf]
-            leaves.append(leaf)
-        try:
-            hash(tuple(key))
-        except TypeError:
-            wrong = next(v for v in leaves if type(v).__hash__ is None or not _hashable(v))
-            value = wrong.value if isinstance(wrong, _Fixed) else wrong
-            raise TypeError(
-                f"compile: {self._name} got an argument of type {type(value).__name__}, which is neither tensor, array nor hashable; "
-                "programs are found again by the values of such arguments, so pass tensors, arrays, or hashable values"
-            ) from None
-        return leaves, structure, tuple(key)
+        Within a transformation (`inside`), a function that refers to a tensor it traces is part of what it transforms.
 
-    def arguments(self, family: Family, leaves: Sequence[Any]) -> tuple[tuple, dict]:
-        """Positional and keyword arguments with these leaves."""
-        if isinstance(family.structure, int):
-            return tuple(leaves), {}
-        args, kwargs = _tree.unflatten(leaves, family.structure)
-        return tuple(a.value if isinstance(a, _Fixed) else a for a in args), kwargs
-
-    def _run(self, family: Family, leaves: Sequence[Any]) -> tuple[Program | None, Any]:
-        """Run the path that these arguments take; the program and how it ran, or None and the result of an eager run."""
+        Raises:
+            TracedOutside: if that shows while the function is captured.
+        """
         self._calls += 1
-        first = family.programs[0] if family.programs else None
-        if first is not None and first.simple:
+        first = next(iter(family.programs), None)
+        if first is not None and first.simple and not (inside and first.reaches_trace()):
             try:
                 ran = first.run(leaves)
             except (Outdated, KernelRaised):
@@ -188,8 +123,11 @@ class Compiled(Callables):
             new = program is None
             if program is None:
                 if family.misses > 3 * self._most and family.misses > family.runs:
-                    return None, self._give_up(family, leaves)
-                program = self._capture(family, leaves)
+                    family.give_up()
+                    return None, self._eagerly(leaves, family)
+                program = self._capture(family, leaves, inside)
+            elif inside and program.reaches_trace():
+                return None, self._eagerly(leaves, family)
             tried.add(id(program))
             for generator in program.draws_from() if program.drawn and program.guards else ():
                 if not any(g is generator for g, _ in saved):
@@ -222,23 +160,23 @@ class Compiled(Callables):
 
     # capture
 
-    def _new_family(self, key: Any, structure: _tree.Structure | int, leaves: Sequence[Any]) -> Family:
+    def _new_family(self, key: Any, structure: Structure, leaves: Sequence[Any]) -> Family:
         known = self._families.get(key)
         with self._lock:
-            family = self._families[key] = Family(structure, self._environment(leaves))
+            family = self._families[key] = Family(structure, leaves, self._watched, self._others)
             family.unsettled = known.unsettled if known is not None else 0
         return family
 
-    def _environment(self, leaves: Sequence[Any]) -> Environment:
-        plain = [v.value if isinstance(v, _Fixed) else v for v in leaves if not isinstance(v, Tensor | np.ndarray)]
-        return Environment(self._watched, [*self._others, *plain])
-
-    def _capture(self, family: Family, leaves: Sequence[Any]) -> Program:
+    def _capture(self, family: Family, leaves: Sequence[Any], inside: bool) -> Program:
         before = rt.set_mode(_S, 0)
+        collects = gc.isenabled()
+        gc.disable()  # nothing of the many objects that are made is garbage
         try:
-            program = self._captured(Capture(), family, leaves)
+            program = self._captured(Capture(inside), family, leaves)
         finally:
             rt.set_mode(_S, before)
+            if collects:
+                gc.enable()
         with self._lock:
             self._captures += 1
             family.misses += 1
@@ -247,28 +185,13 @@ class Compiled(Callables):
                 self._drop()
         return program
 
-    def _check_environment(self, capture: Capture, family: Family, leaves: Sequence[Any]) -> None:
-        # what the function does to what it refers to would not be repeated: it may be once, such as filling a cache
-        for source in family.environment.advanced():
-            raise RuntimeError(errors.COMPILE_SOURCE.format(source.name, f" ({source.line})" if source.line else ""))
-        changed = list(family.environment.changed())
-        for name, line, value in changed:
-            if capture.keeps(value):
-                raise RuntimeError(errors.COMPILE_KEPT.format(name, f" ({line})" if line else ""))
-        family.unsettled = family.unsettled + 1 if changed else 0
-        if family.unsettled > 1:
-            name, line, _ = changed[0]
-            raise RuntimeError(errors.COMPILE_STATE.format(name, f" ({line})" if line else ""))
-        if changed:
-            family.environment = self._environment(leaves)
-
     def _captured(self, capture: Capture, family: Family, leaves: Sequence[Any]) -> Program:
-        positions = [p for p, leaf in enumerate(leaves) if isinstance(leaf, Tensor | np.ndarray)]
+        positions = [p for p, leaf in enumerate(leaves) if is_data(leaf)]
         arrays = [isinstance(leaves[p], np.ndarray) for p in positions]
         given = list(leaves)
         for p in positions:
             given[p] = capture.argument(as_tensor(leaves[p]))
-        args, kwargs = self.arguments(family, given)
+        args, kwargs = arguments_of(family.structure, given)
         values: list[Value] = []
         places: list[Place] = []
         tracked: list[bool] = []
@@ -283,7 +206,7 @@ class Compiled(Callables):
                 else:
                     places.append(Place(-1, leaf.copy() if isinstance(leaf, np.ndarray) else leaf))
         capture.check_unchanged()
-        self._check_environment(capture, family, leaves)
+        family.check_environment(capture)
         if not values:
             raise TypeError(
                 f"compile: {self._name} returned no tensor but {_named(result)}; return the tensors it computes (not numbers made of them "
@@ -292,7 +215,6 @@ class Compiled(Callables):
         capture.rewind()
         code = optimised(capture.code(values))
         program = Program(code, arrays, positions, places, structure, tracked)
-        own_tensors(program.captured)
         return program
 
     def _drop(self) -> None:
@@ -306,17 +228,15 @@ class Compiled(Callables):
             if len(self._families) > self._most:
                 del self._families[key]
 
-    def _give_up(self, family: Family, leaves: Sequence[Any]) -> Any:
-        lines = [g.line for p in family.programs for g in p.guards]
-        family.eager = max(set(lines), key=lines.count, default="a guard") or "a guard"
-        family.programs.clear()
-        return self._eagerly(leaves, family)
-
     def _eagerly(self, leaves: Sequence[Any], family: Family) -> Any:
         self._eager += 1
-        data = [v for v in leaves if isinstance(v, Tensor | np.ndarray)]
+        return self._called(leaves, family.structure)
+
+    def _called(self, leaves: Sequence[Any], structure: Structure) -> Any:
+        # the function itself
+        data = [v for v in leaves if is_data(v)]
         given = [as_tensor(v) if isinstance(v, np.ndarray) else v for v in leaves]
-        args, kwargs = self.arguments(family, given)
+        args, kwargs = arguments_of(structure, given)
         result = self.function(*args, **kwargs)
         if data and all(isinstance(v, np.ndarray) for v in data):
             return _tree.map_leaves(lambda v: v.detach().numpy().copy() if isinstance(v, Tensor) else v, result)
@@ -324,27 +244,25 @@ class Compiled(Callables):
 
     # derivatives
 
-    def _tracked(self, key: Any, family: Family, program: Program, leaves: list[Any], ran: Ran) -> Any:
-        data = [v if isinstance(v, Tensor) else as_tensor(v) for v in leaves if isinstance(v, Tensor | np.ndarray)]
-        outside = [s.tensor for s in program.captured if s.tensor.requires_grad]
+    def _tracked(self, family: Family, program: Program, leaves: list[Any], ran: Ran) -> Any:
+        # as one row on the tape
         outputs, draws = ran
-        call = Call(self, key, family, program, leaves, outputs, len(data))
-        return program.result(CompiledCall.apply(call, *data, *outside, *draws))
+        data = [v if isinstance(v, Tensor) else as_tensor(v) for v in leaves if is_data(v)]
+        tensors = [*data, *program.wanted(), *draws]
+        context = CompiledCallBackward(self, family, program, len(data), tensors)
+        if any(context.needs_input_grad):
+            on_tape(context, tensors, outputs)
+        else:
+            # leaves that the function made itself
+            for t, tracks in zip(outputs, program.tracked, strict=True):
+                t.requires_grad_(tracks)
+        return program.result(outputs)
 
-    def derivative_of(self, call: Call, needs: tuple[bool, ...]) -> Compiled:
-        """The compiled derivative of calls of one signature: of the call's tensors and the adjoints of its outputs."""
-        outside = [s.tensor for s in call.program.captured if s.tensor.requires_grad]
-        name = (call.key, needs, tuple(call.program.tracked), tuple(id(t) for t in outside))
-        known = self._derived.get(name)
-        if known is None:
-            known = self._derived[name] = Compiled(
-                functools.partial(pull_back, self, call.family, Template(call.leaves), needs, outside, call.data),
-                max_programs=self._most,
-            )
-            known._name = f"derivative of {self._name}"
-            known._watched = self._watched
-            known._others = [*self._others, *(v for v in call.leaves if not isinstance(v, Tensor | np.ndarray))]
-        return known
+    def like(self, function: Callable, others: Sequence[Any]) -> Compiled:
+        """Another function, compiled as this one is; `others` are objects whose attributes it may use."""
+        made = Compiled(function, (), self._most)
+        made._name, made._watched, made._others = f"derivative of {self._name}", self._watched, list(others)
+        return made
 
     def value_and_grad(
         self, *args: Any, argnums: int | tuple[int, ...] = 0, has_aux: bool = False, **kwargs: Any
@@ -413,7 +331,7 @@ class Compiled(Callables):
 
     def paths_of(self, *args: Any) -> list[Program]:
         """The paths recorded for arguments of the same kind, those used last first."""
-        family = self._families.get(self._signature(args, {})[2])
+        family = self._families.get(signature_of(self._name, args, {}, self._static)[2])
         return [] if family is None else list(family.programs)
 
     # what there is
@@ -454,7 +372,7 @@ class Compiled(Callables):
             counts["captures"] += lanes.captures
             counts["replays"] += sum(p.replays for p in paths)
             counts["bytes"] += sum(p.native.nbytes for p in paths)
-        for derived in list(self._derived.values()):
+        for derived in [*self._derived.values(), *(d for f in families for d in f.derivatives.values())]:
             counts = {name: counts[name] + more for name, more in derived.stats().items()}
         return counts
 
@@ -479,29 +397,6 @@ class Compiled(Callables):
     def dot(self) -> str:
         """The recorded programs as a graph in the DOT language, for Graphviz."""
         return graph(self.programs())
-
-
-_PLAIN = {bool, int, str, type(None), bytes}
-
-
-class _Fixed:
-    # a static argument, whatever it is
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return hash((type(self.value), self.value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Fixed) and type(other.value) is type(self.value) and other.value == self.value
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _named(result: Any) -> str:
@@ -548,6 +443,8 @@ def compile(
     (array(6.), array(-8.))
     """
     chosen = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+    if not all(isinstance(n, int) for n in chosen):
+        raise TypeError(f"compile: static_argnums must be an int or ints, but got {static_argnums!r}")
     if isinstance(max_programs, bool) or not isinstance(max_programs, int) or max_programs < 1:
         raise ValueError(f"compile: max_programs must be a positive int, but got {max_programs!r}")
     if f is None:

@@ -162,7 +162,28 @@ class Native:
         return f"<native {self._name}>"
 
     def __call__(self, *args: Any) -> float:
-        return self._function(*args)
+        try:
+            return self._function(*args)
+        except TypeError:
+            raise TypeError(
+                f"native: {self._name} takes {', '.join(self._wanted())}, but got {', '.join(map(_described, args)) or 'nothing'}; arrays must "
+                "be contiguous and, to write gradients to, writeable"
+            ) from None
+
+    def _wanted(self) -> list[str]:
+        # its parameters, for people
+        given = ["a float" if k.number else f"a float64 array of shape {list(k.shape)}" for k in self._kinds]
+        kinds = [(n, self._kinds[n]) for n in self._argnums]
+        return [
+            *given,
+            *(f"one of {[1] if k.number else list(k.shape)} for the gradient of argument {n}" for n, k in kinds),
+        ]
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"native: {self!r} cannot be copied or pickled, since it holds addresses; call native() of the function again, and "
+            "leave out cache=True where Numba compiles code that calls it"
+        )
 
     @property
     def _numba_type_(self) -> Any:
@@ -279,6 +300,14 @@ def _shape_check(name: str, what: str, shape: tuple[int, ...]) -> list[str]:
         f"    if {name}.shape != {shape}:",
         f"        raise ValueError('native: {what} must have the shape {list(shape)} of the example')",
     ]
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return f"a {type(value).__name__}"
+    flags = value.flags
+    faults = ["strided"] * (not flags.c_contiguous) + ["read-only"] * (not flags.writeable)
+    return f"a {' '.join([*faults, str(value.dtype)])} array of shape {list(value.shape)}"
 
 
 def _numbers(value: Any) -> Any:

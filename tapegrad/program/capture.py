@@ -57,6 +57,9 @@ from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
 
+# modules whose functions capture others: the user's frames are within theirs
+_CAPTURING = ("tapegrad.program._compile", "tapegrad.program.lanes", "tapegrad.program.blocks")
+
 # one function is captured at a time: what was there before is marked on the tape
 _turn = threading.RLock()
 
@@ -104,10 +107,42 @@ def capturing() -> bool:
     return recorder_of_thread() is not None
 
 
-class Capture:
-    """A function while it is run to be captured."""
+def _owner(k: int) -> Tensor:
+    # The user's own tensor, which follows what is done to it, rather than a handle to where it is now: the outermost one among what
+    # the function and those it called are working with. Asking the collector for all objects would disturb other threads.
+    found = None
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") not in _CAPTURING:
+        for value in list(frame.f_locals.values()):
+            owner = _tensor_of(k, value)
+            found = found if owner is None else owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return handle(k) if found is None else found
 
-    def __init__(self) -> None:
+
+def _tensor_of(k: int, value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value if value._id == k else None
+    if isinstance(value, tuple | list):
+        return next((t for t in value if isinstance(t, Tensor) and t._id == k), None)
+    if type(value) is dict:
+        return next((t for t in list(value.values()) if isinstance(t, Tensor) and t._id == k), None)
+    return None
+
+
+class TracedOutside(Exception):
+    """The function refers to a tensor that a transformation around it traces."""
+
+
+class Capture:
+    """A function while it is run to be captured.
+
+    Args:
+        inside: whether transformations are under way around it.
+    """
+
+    def __init__(self, inside: bool = False) -> None:
+        self._inside = inside
         self.values: dict[int, Value] = {}  # by id of the buffer that holds the value meanwhile
         self.inputs: list[Value] = []
         self.steps: list[Step] = []
@@ -148,11 +183,13 @@ class Capture:
         # for a tensor that was there before the capture
         twin = self.outside.get(k)
         if twin is None:
+            if self._inside and rt.look(_S, k, LOOK_TRACED):
+                raise TracedOutside
             with unwatched():
                 twin = self.outside[k] = wrap(check_id(rt.share_leaf(_S, k, 2)))
             flags = rt.look(_S, k, LOOK_META) >> 8
             rt.set_flag(_S, twin._id, structs.REQUIRES_GRAD, flags & structs.REQUIRES_GRAD)
-            self._input(twin, Captured(handle(k)))
+            self._input(twin, Captured(_owner(k)))
         return twin._id
 
     def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:

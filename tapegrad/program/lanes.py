@@ -30,7 +30,7 @@ from tapegrad.program.capture import Capture, capturing
 from tapegrad.program.environment import Environment
 from tapegrad.program.native import empty_array
 from tapegrad.program.passes import optimised
-from tapegrad.program.program import KernelRaised, Outdated, own_tensors
+from tapegrad.program.program import KernelRaised, Outdated
 from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor
 
@@ -405,7 +405,6 @@ class _Run:
         finally:
             rt.set_mode(_S, before)
         path = Path(optimised(capture.code(found)), block, structures[0], [e for _, e in guards], tracked)
-        own_tensors([source for _, source in path.outside])
         return path
 
     def _check_results(self, made: Sequence[Any], structure: _tree.Structure, batch: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tapegrad import _tree
+from tapegrad.autograd.tracing import is_traced
 from tapegrad.engine import structs
 from tapegrad.engine.programs import FINISHED
 from tapegrad.engine.runtime import rt
@@ -17,7 +17,7 @@ from tapegrad.program.capture import Argument, Captured, Drawn
 from tapegrad.program.fusion import Fusing
 from tapegrad.program.native import Native, Replica, empty_array
 from tapegrad.program.values import Code, Guard
-from tapegrad.tensor import Tensor, check_id, wrap
+from tapegrad.tensor import Size, Tensor, check_id, wrap
 
 _S = rt.S
 # arrays of up to so many bytes are copied, which is quicker than to find out where they are
@@ -59,6 +59,8 @@ class Program:
         tracked: which outputs carry gradients.
 
     Attributes:
+        carries: whether an output carries gradients.
+        likes: shapes and dtypes of the outputs.
         captured: the tensors from outside that it reads.
         expected: the bytes its guards expect, in order.
         replays: how often it ran to its end.
@@ -80,6 +82,8 @@ class Program:
         self.guards = [s for s in code.steps if isinstance(s, Guard)]
         self.expected = tuple(g.expected for g in self.guards)
         self.replays = self.used = 0
+        self.carries = any(tracked)
+        self.likes: list[Any] = [(Size(v.shape), v.dtype) for v in code.outputs]
         self._pool: list[_Bound] = []
         sources = list(enumerate(v.source for v in code.inputs))
         arguments = [(k, s.position) for k, s in sources if isinstance(s, Argument)]
@@ -207,6 +211,14 @@ class Program:
         leaves = [outputs[p.output] if p.output >= 0 else _copied(p.fixed) for p in self.places]
         return _tree.unflatten(leaves, self.structure)
 
+    def wanted(self) -> list[Tensor]:
+        """The tensors from outside that it reads and that require grad."""
+        return [s.tensor for s in self.captured if s.tensor.requires_grad]
+
+    def reaches_trace(self) -> bool:
+        """Whether a tensor from outside that it reads is being traced by a transformation."""
+        return any(is_traced(s.tensor) for s in self.captured)
+
     def draws_from(self) -> list[Any]:
         """The generators that random numbers come from."""
         return list(dict.fromkeys(d.generator for _, d in self.drawn))
@@ -247,15 +259,3 @@ def address_of(source: Captured) -> int:
     if meta & ~_IGNORED != source.meta:
         raise Outdated
     return rt.look(_S, t._id, LOOK_DATA)
-
-
-def own_tensors(sources: Sequence[Captured]) -> None:
-    """Let captured tensors be the user's own ones, which follow what they do to them, rather than handles to where they were."""
-    handles = {s.tensor._id: s for s in sources}
-    ours = {id(s.tensor) for s in sources}
-    if handles:
-        for t in gc.get_objects():
-            if type(t) is Tensor and id(t) not in ours:
-                source = handles.get(getattr(t, "_id", 0))
-                if source is not None:
-                    source.tensor = t

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,13 @@ _numbers = itertools.count()
 
 # what a value is: given at each call, known once and for all, computed by an instruction, or a view of another value
 INPUT, CONSTANT, COMPUTED, VIEW = "input", "constant", "computed", "view"
+
+
+@functools.cache
+def _sizes(layout: int) -> tuple[int, int]:
+    # how many elements there are, and how many places in memory from the first to the last
+    shape, strides, _ = layout_facts(layout)
+    return math.prod(shape), 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
 
 
 class Value:
@@ -54,7 +61,7 @@ class Value:
     @property
     def shape(self) -> tuple[int, ...]:
         """The extents."""
-        return tuple(layout_facts(self.layout)[0])
+        return layout_facts(self.layout)[0]
 
     @property
     def contiguous(self) -> bool:
@@ -64,14 +71,11 @@ class Value:
     @property
     def elements(self) -> int:
         """How many there are."""
-        return math.prod(self.shape)
+        return _sizes(self.layout)[0]
 
     def nbytes(self) -> int:
         """Bytes of memory from the first element to the last."""
-        shape, strides, _ = layout_facts(self.layout)
-        if 0 in shape:
-            return 0
-        return (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * self.dtype.itemsize
+        return _sizes(self.layout)[1] * self.dtype.itemsize
 
     def root(self) -> tuple[Value, int]:
         """The value whose memory this one lies in, and how many bytes from its start."""
@@ -140,24 +144,26 @@ class Instruction:
     samples: Samples | None = None
     line: str = ""
 
-    def operands(self) -> Iterator[Value]:
-        """The values it reads."""
+    def __post_init__(self) -> None:
+        # passes ask many times
+        read: list[Value] = []
+        filled = [self.out]
         for position, value in enumerate(self.inputs):
-            if value is not None and position not in self.fills:
-                yield value
-        yield from self.extra
-
-    def results(self) -> Iterator[Value]:
-        """The values it computes."""
-        yield self.out
-        for position in self.fills:
-            value = self.inputs[position]
             if value is not None:
-                yield value
+                (filled if position in self.fills else read).append(value)
+        self._operands, self._results = (*read, *self.extra), tuple(filled)
+
+    def operands(self) -> tuple[Value, ...]:
+        """The values it reads."""
+        return self._operands
+
+    def results(self) -> tuple[Value, ...]:
+        """The values it computes."""
+        return self._results
 
     def over(self, values: dict[Value, Value]) -> Instruction:
         """The same instruction with some operands replaced."""
-        swap = {v: values[v] for v in self.operands() if v in values}
+        swap = {v: values[v] for v in self._operands if v in values} if values else values
         if not swap:
             return self
         inputs = tuple(v if v is None or p in self.fills else swap.get(v, v) for p, v in enumerate(self.inputs))
@@ -178,13 +184,13 @@ class Guard:
     expected: bytes
     line: str = ""
 
-    def operands(self) -> Iterator[Value]:
+    def operands(self) -> tuple[Value, ...]:
         """The value it reads."""
-        yield self.value
+        return (self.value,)
 
-    def results(self) -> Iterator[Value]:
+    def results(self) -> tuple[Value, ...]:
         """Nothing."""
-        return iter(())
+        return ()
 
     def over(self, values: dict[Value, Value]) -> Guard:
         """The same guard on a value that replaces its own."""
@@ -213,13 +219,13 @@ class Call:
         function = self.function.func if isinstance(self.function, functools.partial) else self.function
         return function.__name__.strip("_<>")
 
-    def operands(self) -> Iterator[Value]:
+    def operands(self) -> tuple[Value, ...]:
         """The values it reads."""
-        yield from self.inputs
+        return self.inputs
 
-    def results(self) -> Iterator[Value]:
+    def results(self) -> tuple[Value, ...]:
         """The value it computes."""
-        yield self.out
+        return (self.out,)
 
     def over(self, values: dict[Value, Value]) -> Call:
         """The same call with some operands replaced."""
@@ -263,13 +269,13 @@ class Fusion:
         """What all elements cost, in quarter nanoseconds."""
         return self.out.elements * sum(int(rt.ops[p.op.code]["cost"]) for p in self.parts)
 
-    def operands(self) -> Iterator[Value]:
+    def operands(self) -> tuple[Value, ...]:
         """The values it reads."""
-        yield from self.reads
+        return self.reads
 
-    def results(self) -> Iterator[Value]:
+    def results(self) -> tuple[Value, ...]:
         """The values it computes."""
-        yield from self.writes
+        return self.writes
 
 
 Step = Instruction | Guard | Call

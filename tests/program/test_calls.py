@@ -105,6 +105,43 @@ class TestGradients:
         f = tg.compile(lambda x: (x * doubled).sum())
         same(tg.autograd.grad(f(tg.tensor([3.0])), w)[0], tg.tensor([6.0]))
 
+    def test_graph(self):
+        f = tg.compile(lambda x, y: (x * y, x.exp(), y.argmax()))
+        x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+        a, b, c = f(x, y)
+        assert type(a.grad_fn).__name__ == "CompiledCallBackward"
+        assert a.grad_fn is b.grad_fn
+        assert (a.output_nr, b.output_nr, c.grad_fn) == (0, 1, None)
+        assert [n.variable for n, _ in a.grad_fn.next_functions] == [x, y]
+        seen = []
+        b.register_hook(seen.append)
+        a.grad_fn.register_hook(lambda after, before: seen.append(before))
+        (a.sum() + 2 * b.sum()).backward()
+        same(seen[0], tg.full((2,), 2.0))
+        same(seen[1][0], tg.ones(2))
+        with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
+            a.sum().backward()
+
+    def test_saved_tensors(self):
+        f = tg.compile(lambda x, y: (x * y).sum())
+        x, y, packed = leaf(1.0, 2.0), leaf(3.0, 4.0), []
+        with tg.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or len(packed) - 1, lambda k: packed[k]):
+            value = f(x, y)
+        assert len(packed) == 2
+        value.backward()
+        same(x.grad, y)
+        value = f(x, y)
+        with tg.no_grad():
+            y.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+
+    def test_leaves_that_the_function_makes(self):
+        f = tg.compile(lambda x: ((x * 2).detach().requires_grad_(), x * tg.ones(2, requires_grad=True), x))
+        for a, b, _ in (f(tg.ones(2)), f(tg.ones(2)), f(leaf(1.0, 1.0))):
+            assert a.requires_grad
+            assert b.requires_grad
+
     def test_training(self):
         def loss(x, y, w, b):
             return ((x @ w + b - y) ** 2).mean()
@@ -226,6 +263,37 @@ class TestTransformations:
         rows = tg.stack([x, x * 2])
         same(tg.vmap(f)(rows), tg.vmap(g)(rows))
         same(tg.vmap(tg.value_and_grad(f))(rows)[1], tg.vmap(tg.value_and_grad(g))(rows)[1])
+
+    @pytest.mark.filterwarnings("ignore:vmap. a tensor that")
+    @pytest.mark.parametrize("again", [False, True])
+    def test_over_tensors_it_refers_to(self, again):
+        """What a transformation traces reaches a compiled function not only by its arguments."""
+        box = []
+        kept = tg.compile(lambda x: (x * box[0]).sin())
+
+        def through(w, compiled=True):
+            made = tg.compile(lambda x: (x * w).sin())
+            if again:
+                made, box[:] = kept, [w]
+            return (made if compiled else made.function)(tg.ones(2))
+
+        w = tg.tensor([0.1, 0.7, 2.0])
+        rows = []
+        for compiled in (True, False):
+            one = lambda t, c=compiled: through(t, c)
+            total = lambda t, c=compiled: through(t, c).sum()
+            rows.append(
+                [
+                    tg.vmap(one)(w),
+                    tg.vmap(tg.func.grad(total))(w),
+                    tg.func.grad(lambda t, f=one: tg.vmap(f)(t).sum())(w),
+                    tg.func.jvp(one, (w[1],), (w[2],))[1],
+                    tg.func.jacrev(one)(w[1]),
+                    tg.func.hessian(total)(w[1]),
+                ]
+            )
+        for found, expected in zip(*rows, strict=True):
+            same(found, expected)
 
     def test_forward_mode(self):
         f = tg.compile(lambda x: x.sin())

@@ -1,7 +1,9 @@
 """`tg.compile` as users see it: signatures, results, options, threads and memory."""
 
+import copy
 import functools
 import gc
+import pickle
 from collections import namedtuple
 
 import numpy as np
@@ -103,6 +105,8 @@ class TestSignatures:
             TypeError, match="got an argument of type list, which is neither tensor, array nor hashable"
         ):
             f(tg.ones(2), [2.0])
+        with pytest.raises(TypeError, match="got an argument of type ndarray, which is neither"):
+            f(np.array([None, 1.0], dtype=object), (2.0, "a"))
 
     def test_methods(self):
         class Model:
@@ -150,9 +154,33 @@ class TestSignatures:
     def test_options_are_checked(self):
         with pytest.raises(TypeError, match="expected a function, but got int"):
             tg.compile(3)
+        with pytest.raises(TypeError, match="static_argnums must be an int or ints, but got 'x'"):
+            tg.compile(abs, static_argnums="x")
         for wrong in (0, -1, 2.5, True):
             with pytest.raises(ValueError, match="max_programs must be a positive int"):
                 tg.compile(abs, max_programs=wrong)
+
+
+@tg.compile
+def doubled(x):
+    return x * 2
+
+
+class TestCopies:
+    def test_pickled_by_name(self):
+        assert pickle.loads(pickle.dumps(doubled)) is doubled
+        assert copy.deepcopy([doubled])[0] is doubled
+
+    def test_compiled_again(self):
+        made = pickle.loads(pickle.dumps(tg.compile(branch, max_programs=3)))
+        assert made.function is branch
+        assert made._most == 3
+        same(made(tg.ones(2)), tg.full((2,), 3.0))
+        assert copy.deepcopy(tg.compile(lambda x: x * 3))(np.ones(2)).tolist() == [3, 3]
+
+
+def branch(x):
+    return x * 3 if x.sum() > 0 else x
 
 
 class TestResults:
@@ -199,6 +227,35 @@ class TestThreadsAndMemory:
 
         in_threads(work, 4)
         assert f.stats()["programs"] <= 4
+
+    def test_threads_take_different_paths_while_others_capture(self):
+        w = leaf(0.5, 1.5, 2.5, dtype=tg.float64)
+
+        def g(x, n):
+            y = x * w
+            if y.sum() > 0:
+                y = y.sin()
+            for _ in range(int(x[0].abs() * 3) % 4):
+                y = y * x
+            z = y * 1
+            z[0] = y[1]
+            return (z * n).sum()
+
+        f = tg.compile(g)
+
+        def work(seed):
+            rng = np.random.default_rng(seed)
+            for k in range(25):
+                x, n = tg.tensor(rng.normal(size=3), requires_grad=True), int(rng.integers(1, 3))
+                function = tg.compile(g) if k % 5 == 0 else f
+                expected, found = g(x, n), function(x, n)
+                same(found, expected, 1e-12)
+                grads = tg.autograd.grad(found, [x, w])
+                for a, b in zip(grads, tg.autograd.grad(expected, [x, w]), strict=True):
+                    same(a, b, 1e-12)
+                same(f.value_and_grad(x.detach().numpy(), n)[1], grads[0], 1e-12)
+
+        in_threads(work, 6)
 
     def test_threads_capture_at_once(self):
         def work(k):

@@ -1,7 +1,13 @@
 """Compiled functions within a user's own compiled code, and behind C functions."""
 
+import copy
 import ctypes
 import gc
+<<<<<<< HEAD
+=======
+import pickle
+import threading
+>>>>>>> 0ab6734 (The user's own tensor is found among what is being worked with, not among all objects, which broke other threads; native calls say what they take)
 
 import numba
 import numpy as np
@@ -164,8 +170,70 @@ class TestRefusals:
             f(np.ones(3), np.empty(2))
         with pytest.raises(ValueError, match=r"the gradient of argument 0 must have the shape \[2\] of the example"):
             f(np.ones(2), np.empty(1))
-        with pytest.raises(TypeError):
-            f(np.ones(2, np.float32), np.empty(2))
+        wanted = r"takes a float64 array of shape \[2\], one of \[2\] for the gradient of argument 0, but got "
+        frozen = np.empty(2)
+        frozen.flags.writeable = False
+        for given, named in [
+            ((np.ones(2, np.float32), np.empty(2)), r"a float32 array of shape \[2\], a float64 array of shape \[2\];"),
+            ((np.ones(4)[::2], np.empty(2)), r"a strided float64 array"),
+            ((np.ones(2), frozen), r"a float64 array of shape \[2\], a read-only float64 array"),
+            ((tg.ones(2), np.empty(2)), "a Tensor"),
+            ((np.ones((2, 1)), np.empty(2)), r"a float64 array of shape \[2, 1\]"),
+            ((np.ones(2),), r"a float64 array of shape \[2\];"),
+            ((), "nothing"),
+        ]:
+            with pytest.raises(TypeError, match=wanted + named):
+                f(*given)
+
+    def test_code_that_calls_it_is_not_cached(self, tmp_path, monkeypatch):
+        """It holds addresses: Numba leaves the cache alone, or refuses where it would have to pickle it."""
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+        f = tg.compile(branching).native(np.ones(2))
+
+        @numba.njit(cache=True)
+        def twice(x):
+            return 2 * f(x, np.empty(2))
+
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled.*leave out cache=True"):
+            twice(np.ones(2))
+        source = tmp_path / "calls_native.py"
+        source.write_text("import numpy as np\n\ndef twice(x):\n    return 2 * f(x, np.empty(2))\n")
+        space = {"f": f}
+        exec(compile(source.read_text(), str(source), "exec"), space)
+        twice = numba.njit(cache=True)(space["twice"])
+        with pytest.warns(numba.errors.NumbaWarning, match="Cannot cache compiled function"):
+            assert twice(np.ones(2)) == 4.0
+        assert not list(tmp_path.rglob("*.nbc"))
+
+    def test_wrong_shapes_in_compiled_code(self):
+        f = tg.compile(branching).native(np.ones(2))
+
+        @numba.njit
+        def one(x):
+            return f(x, np.empty(2))
+
+        @numba.njit(parallel=True)
+        def several(x):
+            total = 0.0
+            for _ in numba.prange(8):
+                total += f(x, np.empty(2))
+            return total
+
+        with pytest.raises(ValueError, match=r"argument 0 must have the shape \[2\]"):
+            one(np.ones(3))
+        with pytest.raises((ValueError, SystemError)):  # Numba's parallel loops lose which exception it was
+            several(np.ones(3))
+        with pytest.raises(numba.TypingError):
+            one(np.ones(2, np.float32))
+        assert several(np.ones(2)) == 16.0
+
+    def test_copies_are_refused(self):
+        f = tg.compile(branching).native(np.ones(2))
+        for made in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(
+                TypeError, match="<native branching> cannot be copied or pickled, since it holds addresses"
+            ):
+                made(f)
 
     @pytest.mark.parametrize(
         ("example", "kind"), [(np.ones(2, np.float32), "float32 ndarray"), (3, "int"), ([1.0], "list"), ("a", "str")]
