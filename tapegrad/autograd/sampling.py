@@ -13,7 +13,7 @@ import numpy as np
 from tapegrad import errors, random
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.rows import Row, handle, operands, shape_of
-from tapegrad.autograd.tracing import Recorder, bare, is_traced, mark, recorder_of_thread, rows_between
+from tapegrad.autograd.tracing import bare, is_traced, mark, recorder_of_thread, rows_between
 from tapegrad.autograd.watching import seeing_writes
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -317,13 +317,18 @@ def _seeded(generator: random.Generator) -> None:
         recorder.seeded(generator)
 
 
-def _recorder_of_whole_values() -> Recorder | None:
-    # not while a function runs on the first sample of a batch
-    return None if is_sampling() else recorder_of_thread()
+def _require_later(condition: Tensor, error: Exception) -> bool:
+    batch = _samples()[-1].batch
+    if batch.guards is not None:
+        return False
+    batch.required.append((condition, error))
+    return True
 
 
 random.draw_samples = random_samples
 random.seeded = _seeded
-_reading.recorder_of_thread = _recorder_of_whole_values
+_reading.recorder_of_thread = recorder_of_thread
+_reading.differ = differ
+_reading.require_later = _require_later
 _reading.check_write = check_write
 _reading.is_sampling = is_sampling

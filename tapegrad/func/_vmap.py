@@ -19,6 +19,7 @@ from tapegrad.creation import as_tensor
 from tapegrad.func._batching import Batch
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.metadata import check_dim
+from tapegrad.ops._reading import require
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor
 
@@ -310,7 +311,7 @@ def trace_sample(
         for out in outputs:
             if isinstance(out, Tensor):
                 out._refresh()
-        ends = [out._id for out in outputs if isinstance(out, Tensor)]
+        ends = [t._id for t in (*outputs, *(condition for condition, _ in batch.required)) if isinstance(t, Tensor)]
         if any(sample._id != given._id for sample, given, _ in samples):  # the function wrote to its argument
             batch.run(rows_between([*ends, *(t._id for t, _, _ in samples)], set(batch.values)))
         else:
@@ -319,4 +320,6 @@ def trace_sample(
             if sample._id != given._id:  # the function wrote to its argument
                 moved.copy_(batch.whole(sample))
             unmark(given)
+        for condition, error in batch.required:
+            require(batch.whole(condition).all(), error)  # type: ignore[attr-defined]
     return batch, outputs

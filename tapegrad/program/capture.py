@@ -16,7 +16,6 @@ import numpy as np
 from tapegrad import dtypes, errors, random
 from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
-from tapegrad.autograd.sampling import differ
 from tapegrad.autograd.tracing import noting, recorder_of_thread, transforming
 from tapegrad.autograd.watching import intercepting, source_line, unwatched
 from tapegrad.creation import from_copy
@@ -32,7 +31,7 @@ from tapegrad.engine.tape import (
     LOOK_VERSION,
 )
 from tapegrad.func._batching import call_of, lanes_op
-from tapegrad.func._looping import loop_op
+from tapegrad.func._computing import computed_op
 from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import KernelOp, filled_op
 from tapegrad.ops._pointwise import Pointwise
@@ -316,13 +315,9 @@ class Capture:
 
     def _add(self, row: Row, k: int) -> None:
         op = row.op
-        if op is filled_op or op is function_op or op is output_op or (op is clone and k in self.values):
-            return  # known from what else was recorded: fillings from the kernel's row, results of functions from their bodies
-        if op is loop_op:
-            raise RuntimeError(
-                f"compile: vmap calls a function that reads values once a sample ({source_line()}), which cannot be recorded; compile the function "
-                "that is mapped, not the one that maps it"
-            )
+        if op in (filled_op, function_op, output_op, computed_op) or (op is clone and k in self.values):
+            # known from what else is recorded: the kernel's row, the functions' bodies, the call for all samples
+            return
         if op is lanes_op:
             self._define(k, self._of_samples(call_of(k)))
             return
@@ -427,16 +422,7 @@ class Capture:
         return True
 
     def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
-        """Have each run call a NumPy function of values.
-
-        Raises:
-            RuntimeError: inside `vmap`, if the values differ between samples: it would be called for the first one only.
-        """
-        if differ(tensors):
-            raise RuntimeError(
-                f"compile: a NumPy function of values that differ between the samples of vmap ({source_line()}) cannot be recorded; compile the "
-                "function that is mapped, not the one that maps it"
-            )
+        """Have each run call a NumPy function of values."""
         arrays = [t._memory_array() for t in tensors]
         for array in arrays:
             array.flags.writeable = False
