@@ -113,7 +113,10 @@ class OfSamples:
         failed = getattr(_local, "failed", None)
         _local.failed = None  # functions within raise
         try:
-            return self.function(*arrays) if failed is None and self.whole else self._one_by_one(arrays, failed)
+            if self.whole:
+                with contextlib.nullcontext() if failed is None else contextlib.suppress(Exception):
+                    return self.function(*arrays)
+            return self._one_by_one(arrays, failed)
         finally:
             _local.failed = failed
 

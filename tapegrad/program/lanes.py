@@ -188,6 +188,7 @@ class _Run:
         self.outs: list[np.ndarray] | None = None
         self.of_sample: list[Result] = []
         self.structure: _tree.Structure | None = None
+        self.unrecordable = False
 
     def _source(self, p: int) -> np.ndarray:
         array = self.call.values[p].detach().numpy()
@@ -200,7 +201,9 @@ class _Run:
             self._compute()
         except _Unfit:
             try:
-                return self.lanes._mapped(self.call, self.out)
+                found = self.lanes._mapped(self.call, self.out)
+                self.kind.mapped_only = self.unrecordable
+                return found
             except sampling.SteeredByValues:
                 if any(t.requires_grad for t in self.call.values if isinstance(t, Tensor)):
                     raise
@@ -273,8 +276,9 @@ class _Run:
     def _takes(self, path: Path, n: int) -> bool:
         # whether a sample takes a path
         outs = [np.empty((path.block, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
-        ran = path.run(self._gathered(np.full(path.block, n)), self.mapped, path.block, outs)
-        return ran and bool(path.same(outs[len(path.results) :], path.block)[0])
+        raised = np.zeros(path.block, bool)
+        ran = path.run(self._gathered(np.full(path.block, n)), self.mapped, path.block, outs, raised)
+        return ran and bool(path.same(outs[len(path.results) :], path.block)[0]) and not raised[0]
 
     def _block(self) -> int:
         # how many samples run at once; no more than leave something to do for several cores
@@ -301,9 +305,12 @@ class _Run:
         # what is written for samples of other paths is written again
         outs = self.outs if whole else [empty_array((count, *r.shape), r.dtype) for r in path.results]
         looked_at = [empty_array((count, *r.shape), r.dtype) for r in path.guards]
-        if not path.run(sources, self.mapped, count, [*outs, *looked_at]):
+        raised = np.zeros(count, bool) if path.guards or self.failed is not None else None
+        if not path.run(sources, self.mapped, count, [*outs, *looked_at], raised):
             return np.zeros(len(todo), bool)
         done = path.same(looked_at, count)[: len(todo)]
+        if raised is not None:
+            done &= ~raised[: len(todo)]
         if not whole:
             for array, found in zip(self.outs, outs, strict=True):
                 array[todo[done]] = found[: len(todo)][done]
@@ -368,7 +375,7 @@ class _Run:
             except Exception:
                 if guards or paths:
                     return None
-                self.kind.mapped_only = True
+                self.unrecordable = True
                 raise _Unfit from None
             paths.append(path)
             del paths[:-_PATHS]

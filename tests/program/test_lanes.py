@@ -34,6 +34,13 @@ def only_lanes(compiled):
     return lanes.programs()
 
 
+def only_programs(lanes):
+    """The recorded paths, where nothing ran in another way."""
+    assert lanes.programs()
+    assert not any(kind.mapped_only for kind in lanes._kinds.values())
+    return lanes.programs()
+
+
 def price(w, x):
     return ((w * x).sin() * tg.exp(-x)).sum()
 
@@ -166,6 +173,7 @@ class TestArguments:
 
 
 FACTOR = 1.0
+COUNTED = tg.zeros((), dtype=tg.float64)
 TRIPLE = tg.vmap(tg.compile(lambda x: x * FACTOR))
 
 
@@ -188,6 +196,66 @@ def test_a_program_of_a_map_over_other_labels():
     compiled, x = tg.compile(mapped), tg.from_numpy(samples(3, 4))
     for labels in ([0, 2, 1], [3, 3, 0]):
         agree(compiled(x, tg.tensor(labels)), mapped(x, tg.tensor(labels)))
+
+
+INDEXED = [
+    (lambda x, k: F.cross_entropy(x, k), IndexError, "Target 9 is out of bounds"),
+    (lambda x, k: tg.func.grad(F.cross_entropy)(x, k), IndexError, "Target 9 is out of bounds"),
+    (lambda x, k: x[k], IndexError, "index 9 is out of bounds for dimension 0 with size 5"),
+    (
+        lambda x, k: x.sort().values[k.reshape(1)] * 2,
+        IndexError,
+        "index 9 is out of bounds for dimension 0 with size 5",
+    ),
+    (lambda x, k: x.gather(0, k.reshape(1)), RuntimeError, "index 9 is out of bounds for dimension 0 with size 5"),
+    (lambda x, k: F.one_hot(k, 5) * x, RuntimeError, "Class values must be smaller than num_classes"),
+    (lambda x, k: x.index_add(0, k.reshape(1), x[:1]), RuntimeError, "index 9 is out of bounds"),
+]
+
+
+class TestIndicesOutOfRange:
+    @pytest.mark.parametrize(("f", "error", "message"), INDEXED)
+    def test_one_sample_raises_for_all(self, f, error, message):
+        x, good = samples(50), np.arange(50) % 5
+        bad = np.where(np.arange(50) == 37, 9, good)
+        lanes = Lanes(f)
+        expected = tg.vmap(f)(tg.from_numpy(x), tg.from_numpy(good))
+        with pytest.raises(error, match=message):
+            tg.vmap(f)(tg.from_numpy(x), tg.from_numpy(bad))
+        with pytest.raises(error, match=message):
+            Lanes(f)(x, bad)
+        agree(lanes(x, good), expected)
+        with pytest.raises(error, match=message):
+            lanes(x, bad)
+        agree(lanes(x, good), expected)
+        only_programs(lanes)
+
+    def test_not_on_a_path_that_the_sample_does_not_take(self):
+        f = lambda x, k: x[k] * 2 if x[0] > 0.5 else x.sum()
+        x = samples(60)
+        k = np.where(x[:, 0] > 0.5, np.arange(60) % 5, 9)
+        lanes = Lanes(f)
+        for _ in range(2):
+            agree(lanes(x, k), np.where(x[:, 0] > 0.5, x[np.arange(60), k % 5] * 2, x.sum(1)))
+        only_programs(lanes)
+        with pytest.raises(IndexError, match="index 9 is out of bounds"):
+            lanes(x, np.full(60, 9))
+
+    def test_shared_indices(self):
+        lanes = Lanes(lambda x, k: x[k], (0, None))
+        for k in ([1, 2], [-1, 0]):
+            agree(lanes(samples(40), np.array(k)), samples(40)[:, k])
+        assert lanes.captures == 1
+        with pytest.raises(IndexError, match="index 7 is out of bounds"):
+            lanes(samples(40), np.array([7, 0]))
+
+
+def test_masks_that_hold_for_different_numbers_of_elements():
+    x = samples(100)
+    for f in (lambda x: x[x > 0.5].sum(), lambda x: tg.func.grad(lambda x: x.masked_select(x > 0.5).sin().sum())(x)):
+        lanes = Lanes(f)
+        agree(lanes(x), np.stack([f(row).numpy() for row in tg.from_numpy(x)]))
+        assert len(only_programs(lanes)) >= 4  # numbers of elements
 
 
 class TestTransformations:
@@ -431,10 +499,12 @@ class TestLanes:
         assert lanes.singles > 2 * 380
 
     def test_what_cannot_be_recorded_is_mapped(self):
-        lanes = Lanes(lambda x: x[x.argsort()])
+        lanes = Lanes(lambda x: x * COUNTED.add_(1))
         x, out = samples(9), [np.empty((9, 5))]
-        lanes(x, out=out)
-        agree(out, [np.sort(x, 1)])
+        for calls in (1, 2):
+            lanes(x, out=out)
+            agree(out, [x * calls])
+        assert not lanes.programs()
 
     def test_threads_at_once(self):
         lanes = Lanes(tg.value_and_grad(branching), (None, 0))
