@@ -43,7 +43,7 @@ def vmap(
 
     A function made by `compile`, or a transformation of one, runs as a recorded program instead, over blocks of samples on all cores;
     there control flow may depend on values, and where all data are NumPy arrays, so are the results. Where gradients are wanted of
-    the results, it is mapped like any other function.
+    the results, it is mapped like any other function, each group of samples that take one path by itself.
 
     Args:
         func: takes and returns trees of tensors (NumPy arrays count).
@@ -250,13 +250,9 @@ def _mapped(
         raise ValueError(
             f"vmap({name}, ..., out_dims={out_dims})(<inputs>): out_dims is not compatible with the structure of `outputs`."
         )
+    check_results(name, outputs)
     made = []
     for out, place in zip(outputs, places, strict=True):
-        if not isinstance(out, Tensor):
-            raise ValueError(
-                f"vmap({name}, ...): `{name}` must only return Tensors, got type {type(out)}. Did you mean to set out_dims= to None for "
-                "output?"
-            )
         if place is None:
             if out._id in batch.values:
                 raise ValueError(f"vmap({name}, ...): `{name}` can not return a BatchedTensor when out_dim is None")
@@ -265,6 +261,25 @@ def _mapped(
         whole = batch.whole(out)
         made.append(whole.movedim(0, check_dim(place, whole.ndim)) if place else whole)  # type: ignore[attr-defined]
     return _tree.unflatten(made, structure), batch.lifetimes
+
+
+def check_results(function: Any, results: Sequence[Any]) -> None:
+    """Refuse the results of a mapped function that are no tensors.
+
+    Args:
+        function: the function, or its name.
+        results: the leaves of its result.
+
+    Raises:
+        ValueError: for the first that is none.
+    """
+    name = function if isinstance(function, str) else _name(function)
+    for out in results:
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"vmap({name}, ...): `{name}` must only return Tensors, got type {type(out)}. Did you mean to set out_dims= to None for "
+                "output?"
+            )
 
 
 def trace_sample(
