@@ -24,7 +24,7 @@ from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor
 
 # set by tapegrad.program: a compiled function, or a transformation of one, as a function that runs recorded programs; else None
-in_lanes: Callable[[Callable, Any, Any], Callable | None] | None = None
+in_lanes: Callable[[Callable, Any, Any, str], Callable | None] | None = None
 
 
 def vmap(
@@ -70,8 +70,8 @@ def vmap(
         raise ValueError(f"vmap: chunk_size should be None or greater than 0. (got {chunk_size})")
 
     quick = None
-    if in_lanes is not None and randomness == "error" and chunk_size is None:
-        quick = in_lanes(func, in_dims, out_dims)
+    if in_lanes is not None and chunk_size is None:
+        quick = in_lanes(func, in_dims, out_dims, randomness)
 
     @functools.wraps(func)
     def mapped(*args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from tapegrad.engine.programs import FINISHED
 from tapegrad.engine.runtime import rt
 from tapegrad.func._computing import noting_failures
 from tapegrad.program.capture import Argument, Captured
+from tapegrad.program.draws import DrawnForSamples
 from tapegrad.program.fusion import Fusing
 from tapegrad.program.native import ALONE, Native, Replica, address_of_array
 from tapegrad.program.program import KernelRaised, address_of
@@ -56,6 +57,7 @@ class Path:
         self.looked_at = [np.frombuffer(expected, np.uint8) for expected in looked_at]
         self.outside = [(k, v.source) for k, v in enumerate(code.inputs) if isinstance(v.source, Captured)]
         self.arguments = [(k, v.source.position) for k, v in enumerate(code.inputs) if isinstance(v.source, Argument)]
+        self.drawn = [(k, v.source) for k, v in enumerate(code.inputs) if isinstance(v.source, DrawnForSamples)]
         self.replays = 0
         self._pool: list[Replica] = []
 
@@ -80,6 +82,7 @@ class Path:
         mapped: Sequence[bool],
         count: int,
         outs: list[np.ndarray],
+        draws: Sequence[np.ndarray] = (),
         raised: np.ndarray | None = None,
     ) -> bool:
         """Run on some samples.
@@ -89,6 +92,7 @@ class Path:
             mapped: which of them have samples along their first axis.
             count: number of samples.
             outs: where results go, and what was looked at, with samples along the first axis.
+            draws: the random numbers, in order; contiguous.
             raised: if given, samples that an exception is raised for, which may be since they do not take this path, are set in it.
 
         Returns:
@@ -105,6 +109,9 @@ class Path:
         for k, p in self.arguments:
             first[k] = address_of_array(sources[p])
             step[k] = sources[p].strides[0] if mapped[p] else 0
+        for (k, numbers), array in zip(self.drawn, draws, strict=True):
+            first[k] = address_of_array(array)
+            step[k] = array.strides[0] if numbers.mapped else 0
         end = count - self.block
         rest = count % self.block
         last[:] = first + end * step

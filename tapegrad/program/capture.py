@@ -16,7 +16,7 @@ import numpy as np
 from tapegrad import dtypes, errors, random
 from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
-from tapegrad.autograd.tracing import noting, recorder_of_thread, transforming
+from tapegrad.autograd.tracing import Draw, noting, recorder_of_thread, transforming
 from tapegrad.autograd.watching import intercepting, source_line, unwatched
 from tapegrad.creation import from_copy
 from tapegrad.engine import structs
@@ -154,19 +154,28 @@ class Capture:
             self._input(twin, Captured(handle(k)))
         return twin._id
 
-    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
+    def drawn(self, draw: Draw, shape: tuple[int, ...], generator: random.Generator, samples: int = 0) -> Tensor:
         """Random numbers, to be drawn again at each run.
 
         Raises:
             RuntimeError: if the function has set the generator's state, which a run does not repeat.
         """
-        if any(generator is g for g in self._seeded):
-            raise RuntimeError(errors.COMPILE_SEEDED.format(_where()))
+        self.check_not_seeded(generator)
         if not any(generator is g for g, _ in self._generators):
             self._generators.append((generator, generator.get_state()))
-        made = draw()
-        self._input(made, Drawn(draw, generator))
+        source = Drawn(lambda: draw(shape), generator)
+        made = source.draw()
+        self._input(made, source)
         return made
+
+    def check_not_seeded(self, generator: random.Generator) -> None:
+        """Refuse to draw from a generator whose state the function has set.
+
+        Raises:
+            RuntimeError: if it has.
+        """
+        if any(generator is g for g in self._seeded):
+            raise RuntimeError(errors.COMPILE_SEEDED.format(_where()))
 
     def rebound(self, target: Tensor, value: Tensor) -> None:
         """Refuse an assignment to `.data` that depends on inputs.

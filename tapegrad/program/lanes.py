@@ -27,7 +27,8 @@ from tapegrad.func._vmap import Mapping, checked_call, run_mapping, trace_sample
 from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
 from tapegrad.program._compile import Compiled
 from tapegrad.program.blocks import Path, Result
-from tapegrad.program.capture import Capture, capturing
+from tapegrad.program.capture import capturing
+from tapegrad.program.draws import BlockCapture, Draws, drawing_for
 from tapegrad.program.environment import Environment
 from tapegrad.program.native import empty_array
 from tapegrad.program.passes import optimised
@@ -47,13 +48,6 @@ _KINDS = 64  # kinds of arguments
 
 class Unrecordable(RuntimeError):
     """What a function does cannot be recorded for blocks of samples."""
-
-
-class _Capture(Capture):
-    # a function while it runs on the first sample of a block
-    def drawn(self, draw: Any, generator: Any) -> Tensor:
-        """Refuse random numbers."""
-        raise Unrecordable("random numbers")
 
 
 class _Kind:
@@ -76,6 +70,7 @@ class Lanes:
         function: of one sample; see `vmap`.
         in_dims: as there.
         out_dims: as there.
+        randomness: as there.
 
     Attributes:
         captures: how many programs were recorded.
@@ -88,8 +83,8 @@ class Lanes:
            [-2.,  3.]])
     """
 
-    def __init__(self, function: Callable, in_dims: Any = 0, out_dims: Any = 0) -> None:
-        self._function, self._in_dims, self._out_dims = function, in_dims, out_dims
+    def __init__(self, function: Callable, in_dims: Any = 0, out_dims: Any = 0, randomness: str = "error") -> None:
+        self._function, self._in_dims, self._out_dims, self.randomness = function, in_dims, out_dims, randomness
         compiled = _compiled_within(function)
         self._watched = function if compiled is None else compiled._watched
         self._kinds: dict[Any, _Kind] = {}
@@ -155,7 +150,7 @@ class Lanes:
         return tuple(key) if call.size else None
 
     def _mapped(self, call: Mapping, out: Sequence[np.ndarray] | None) -> Any:
-        found = run_mapping(call, self._out_dims)
+        found = run_mapping(call, self._out_dims, self.randomness)
         if out is not None:
             _write_out(out, [t.detach().numpy() for t in _tree.flatten(found)[0]])
             return out
@@ -189,6 +184,7 @@ class _Run:
         self.mapped = [call.dims[p] is not None for p in self.places]
         self.sources = [self._source(p) for p in self.places]
         self.as_tensors = out is None and (bool(depth()) or not call.as_arrays)
+        self.draws = Draws(call.size, lanes.randomness)
         self.outs: list[np.ndarray] | None = None
         self.of_sample: list[Result] = []
         self.structure: _tree.Structure | None = None
@@ -211,7 +207,8 @@ class _Run:
                 pass
         if not self.kind.steered:
             try:
-                found = self.lanes._mapped(self.call, self.out)
+                with drawing_for(self.draws, np.arange(self.call.size)):
+                    found = self.lanes._mapped(self.call, self.out)
                 self.kind.mapped_only = self.unrecordable
                 return found
             except sampling.SteeredByValues:
@@ -221,7 +218,7 @@ class _Run:
             self._one_by_one(np.arange(self.call.size))
             return self._handed_out(self.outs)
         self._find_paths()
-        self.structure, found = mapped_by_paths(self.call, self.took)
+        self.structure, found = mapped_by_paths(self.call, self.took, self.draws)
         return self._handed_out(found)
 
     def _needs_tape(self) -> bool:
@@ -313,7 +310,8 @@ class _Run:
         # whether a sample takes a path
         outs = [np.empty((path.block, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
         raised = np.zeros(path.block, bool)
-        ran = path.run(self._gathered(np.full(path.block, n)), self.mapped, path.block, outs, raised)
+        copies = np.full(path.block, n)
+        ran = path.run(self._gathered(copies), self.mapped, path.block, outs, self._drawn(path, copies), raised)
         return ran and bool(path.same(outs[len(path.results) :], path.block)[0]) and not raised[0]
 
     def _block(self) -> int:
@@ -334,15 +332,16 @@ class _Run:
         whole = len(todo) == self.call.size
         self._agree(path)
         assert self.outs is not None
-        count, sources = len(todo), self.sources
+        count, sources, chosen = len(todo), self.sources, None
         if not whole:
             count = max(count, path.block)
-            sources = self._gathered(np.concatenate([todo, np.full(count - len(todo), todo[0])]))
+            chosen = np.concatenate([todo, np.full(count - len(todo), todo[0])])
+            sources = self._gathered(chosen)
         # what is written for samples of other paths is written again
         outs = self.outs if whole else [empty_array((count, *r.shape), r.dtype) for r in path.results]
         looked_at = [empty_array((count, *r.shape), r.dtype) for r in path.guards]
         raised = np.zeros(count, bool) if path.guards or self.failed is not None else None
-        if not path.run(sources, self.mapped, count, [*outs, *looked_at], raised):
+        if not path.run(sources, self.mapped, count, [*outs, *looked_at], self._drawn(path, chosen), raised):
             return np.zeros(len(todo), bool)
         done = path.same(looked_at, count)[: len(todo)]
         if raised is not None:
@@ -354,6 +353,11 @@ class _Run:
 
     def _gathered(self, chosen: np.ndarray) -> list[np.ndarray]:
         return [a[chosen] if m else a for a, m in zip(self.sources, self.mapped, strict=True)]
+
+    def _drawn(self, path: Path, chosen: np.ndarray | None) -> list[np.ndarray]:
+        # the random numbers of a path, of all samples or some
+        wholes = [(s, self.draws.numbers(place, s)) for place, (_, s) in enumerate(path.drawn)]
+        return [a if chosen is None or not s.mapped else a[chosen] for s, a in wholes]
 
     def _agree(self, made: Path | _Single) -> None:
         # all samples have results of one kind
@@ -370,7 +374,7 @@ class _Run:
         self.lanes.singles += 0 if self.seeking else len(todo)
         for n in () if self.seeking else todo:
             try:
-                structure, flat = results_of_sample(self.call, int(n))
+                structure, flat = results_of_sample(self.call, int(n), self.draws)
             except MemoryError:
                 raise
             except Exception as error:
@@ -395,7 +399,7 @@ class _Run:
             try:
                 self.lanes.captures += 1
                 path = self._captured(np.full(block, todo[0]), block, guards)
-            except (MemoryError, _Unfit):
+            except (MemoryError, _Unfit, sampling.RandomRefused):
                 raise
             except Exception:
                 if guards or paths:
@@ -407,7 +411,7 @@ class _Run:
         return path
 
     def _captured(self, chosen: np.ndarray, block: int, guards: list[tuple[Tensor, bytes]]) -> Path:
-        capture = _Capture()
+        capture = BlockCapture(self.draws, chosen)
         values = list(self.call.values)
         dims: list[int | None] = [None] * len(values)
         structures: list[_tree.Structure] = []
@@ -423,7 +427,7 @@ class _Run:
         before = rt.set_mode(_S, 0)
         try:
             with capture.running():
-                batch, made = trace_sample(flat, values, dims, block, guards=guards)
+                batch, made = trace_sample(flat, values, dims, block, self.lanes.randomness, guards)
                 self._check_results(made, structures[0], batch)
                 wholes = [batch.whole(t) for t in made]
                 tracked = any(t.requires_grad for t in wholes[: len(made) - len(guards)])
@@ -494,17 +498,17 @@ def _described(function: Any) -> Any:
     return function.__code__, tuple(_described(v) if _compiled_within(v) is not None else (type(v), v) for v in cells)
 
 
-def _in_lanes(function: Callable, in_dims: Any, out_dims: Any) -> Callable | None:
+def _in_lanes(function: Callable, in_dims: Any, out_dims: Any, randomness: str) -> Callable | None:
     compiled = _compiled_within(function)
     if compiled is None:
         return None
     try:
-        key = (_described(function), _hashable(in_dims), _hashable(out_dims))
+        key = (_described(function), _hashable(in_dims), _hashable(out_dims), randomness)
         known = compiled.lanes.get(key)
     except TypeError:  # arguments of a transformation that are not hashable
-        return Lanes(function, in_dims, out_dims)
+        return Lanes(function, in_dims, out_dims, randomness)
     if known is None:
-        known = compiled.lanes.setdefault(key, Lanes(function, in_dims, out_dims))
+        known = compiled.lanes.setdefault(key, Lanes(function, in_dims, out_dims, randomness))
         while len(compiled.lanes) > _KINDS:
             del compiled.lanes[next(iter(compiled.lanes))]
     return known

@@ -12,20 +12,22 @@ from tapegrad.autograd.tracing import bare
 from tapegrad.creation import from_numpy
 from tapegrad.func._vmap import Mapping, check_results, trace_sample
 from tapegrad.ops._rule import PUBLIC
+from tapegrad.program.draws import Draws, drawing_for, drawing_for_one
 from tapegrad.tensor import Tensor
 
 # the structure of a function's result, and its leaves
 _Results = tuple[_tree.Structure, list[Any]]
 
 
-def results_of_sample(call: Mapping, n: int) -> _Results:
+def results_of_sample(call: Mapping, n: int, draws: Draws) -> _Results:
     """What the mapped function returns for one sample, run on the tape.
 
     Raises:
         ValueError: if it returns anything but tensors.
     """
     leaves = [v if d is None else v.select(d, n) for v, d in zip(call.values, call.dims, strict=True)]
-    flat, structure = _tree.flatten(call.on_leaves(*leaves))
+    with drawing_for_one(draws, n):
+        flat, structure = _tree.flatten(call.on_leaves(*leaves))
     check_results(call.func, flat)
     return structure, flat
 
@@ -54,12 +56,13 @@ def refuse_kinds(first: Sequence[tuple[Any, tuple[int, ...]]], other: Sequence[t
     )
 
 
-def mapped_by_paths(call: Mapping, paths: np.ndarray) -> _Results:
+def mapped_by_paths(call: Mapping, paths: np.ndarray, draws: Draws) -> _Results:
     """What the mapped function returns for all samples, with derivatives.
 
     Args:
         call: the function and its arguments.
         paths: by sample the number of its path, 0 where it is not known.
+        draws: its random numbers.
 
     Returns:
         The structure of the result, and its leaves with the samples along their first dim.
@@ -71,7 +74,7 @@ def mapped_by_paths(call: Mapping, paths: np.ndarray) -> _Results:
     parts: list[list[Any]] = []
     order: list[np.ndarray] = []
     first: _Results | None = None
-    for chosen, (structure, leaves) in _of_groups(call, paths):
+    for chosen, (structure, leaves) in _of_groups(call, paths, draws):
         found = (structure, [t[0] for t in leaves])
         if first is None:
             first = found
@@ -84,19 +87,19 @@ def mapped_by_paths(call: Mapping, paths: np.ndarray) -> _Results:
     return first[0], [select(cat(list(column)), 0, back) for column in zip(*parts, strict=True)]
 
 
-def _of_groups(call: Mapping, paths: np.ndarray) -> Iterator[tuple[np.ndarray, _Results]]:
+def _of_groups(call: Mapping, paths: np.ndarray, draws: Draws) -> Iterator[tuple[np.ndarray, _Results]]:
     for path in np.unique(paths):
         chosen = np.flatnonzero(paths == path)
-        results = _of_group(call, chosen) if path and len(chosen) > 1 else None
+        results = _of_group(call, chosen, draws) if path and len(chosen) > 1 else None
         if results is not None:
             yield chosen, results
             continue
         for n in chosen:
-            structure, leaves = results_of_sample(call, int(n))
+            structure, leaves = results_of_sample(call, int(n), draws)
             yield np.array([n]), (structure, [t.unsqueeze(0) for t in leaves])
 
 
-def _of_group(call: Mapping, chosen: np.ndarray) -> _Results | None:
+def _of_group(call: Mapping, chosen: np.ndarray, draws: Draws) -> _Results | None:
     # samples that take one path; None if they turn out not to
     select, index = PUBLIC["index_select"], from_numpy(chosen)
     values = [v if d is None else select(v, d, index) for v, d in zip(call.values, call.dims, strict=True)]
@@ -109,7 +112,8 @@ def _of_group(call: Mapping, chosen: np.ndarray) -> _Results | None:
         check_results(call.func, leaves)
         return [*leaves, *(t for t, _ in guards)]
 
-    batch, made = trace_sample(flat, values, call.dims, len(chosen), guards=guards)
+    with drawing_for(draws, chosen):
+        batch, made = trace_sample(flat, values, call.dims, len(chosen), draws.randomness, guards)
     count = len(made) - len(guards)
     for looked_at, (_, expected) in zip(made[count:], guards, strict=True):
         found = np.ascontiguousarray(bare(batch.whole(looked_at)).numpy())
