@@ -33,7 +33,7 @@ REFUSED = {
     "x.tolist()": "values",
     "x.data": "accessing `data`",
     "tg.rand(2) * s": "random operation",
-    "tg.bernoulli(x / 3)": "values",
+    "tg.bernoulli(x / 3)": "random operation",
     "tg.multinomial(v, 2)": "values",
     "F.dropout(x)": "random operation",
 }

@@ -106,6 +106,7 @@ SAMPLED = [
     lambda x: F.dropout(x, 0.5).sum() + tg.randn(()) * tg.randint(1, 9, (2,)).sum(),
     lambda x: tg.func.grad(lambda x: (F.dropout(x, 0.5) ** 2).sum())(x),
     lambda x: tg.randperm(4) + tg.normal(0.0, 2.0, (4,)) * x,
+    lambda x: tg.bernoulli(x) * tg.normal(x, x + 1),
     lambda x: tg.vmap(lambda y: y + tg.rand(()), randomness="different")(x),
     lambda x: tg.vmap(lambda y: y + tg.rand(()), randomness="same")(x),
 ]
