@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ from tapegrad.engine.runtime import rt
 from tapegrad.func import _vmap
 from tapegrad.func._vmap import Mapping, checked_call, run_mapping, trace_sample
 from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
-from tapegrad.program._compile import Compiled
 from tapegrad.program.blocks import Path, Result
 from tapegrad.program.capture import capturing
 from tapegrad.program.draws import BlockCapture, Draws, drawing_for
@@ -34,6 +32,7 @@ from tapegrad.program.native import empty_array
 from tapegrad.program.passes import optimised
 from tapegrad.program.program import KernelRaised, Outdated, own_tensors
 from tapegrad.program.regrouped import mapped_by_paths, refuse_kinds, results_of_sample
+from tapegrad.program.transformed import compiled_within, described
 from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor
 
@@ -85,7 +84,7 @@ class Lanes:
 
     def __init__(self, function: Callable, in_dims: Any = 0, out_dims: Any = 0, randomness: str = "error") -> None:
         self._function, self._in_dims, self._out_dims, self.randomness = function, in_dims, out_dims, randomness
-        compiled = _compiled_within(function)
+        compiled = compiled_within(function)
         self._watched = function if compiled is None else compiled._watched
         self._kinds: dict[Any, _Kind] = {}
         self._lock = threading.RLock()
@@ -477,33 +476,12 @@ def _check_out(out: Sequence[np.ndarray], facts: Sequence[tuple[tuple[int, ...],
 # what vmap runs in lanes
 
 
-def _own_transformation(function: Any) -> bool:
-    return isinstance(function, types.FunctionType) and str(function.__globals__.get("__name__")).startswith(
-        "tapegrad.func."
-    )
-
-
-def _compiled_within(function: Any) -> Compiled | None:
-    """The compiled function that a function is, or is a transformation of."""
-    while _own_transformation(function) and hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function if isinstance(function, Compiled) else None
-
-
-def _described(function: Any) -> Any:
-    # equal for equal transformations of one function
-    if isinstance(function, Compiled):
-        return None
-    cells = [c.cell_contents for c in function.__closure__ or ()]
-    return function.__code__, tuple(_described(v) if _compiled_within(v) is not None else (type(v), v) for v in cells)
-
-
 def _in_lanes(function: Callable, in_dims: Any, out_dims: Any, randomness: str) -> Callable | None:
-    compiled = _compiled_within(function)
+    compiled = compiled_within(function)
     if compiled is None:
         return None
     try:
-        key = (_described(function), _hashable(in_dims), _hashable(out_dims), randomness)
+        key = (described(function), _hashable(in_dims), _hashable(out_dims), randomness)
         known = compiled.lanes.get(key)
     except TypeError:  # arguments of a transformation that are not hashable
         return Lanes(function, in_dims, out_dims, randomness)
