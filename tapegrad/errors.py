@@ -67,6 +67,7 @@ OUTLIVES_VMAP = (
     "outside of it, or by the ctx of a Function that has its own result as an attribute instead of by save_for_backward(). It has the "
     "values of the first sample only: return it as a result, to get those of all samples."
 )
+VMAP_SHAPES = "vmap: {name} gives results of different shapes for different samples; results of vmap must have one shape: use masks instead"
 DATA_IN_VMAP = "accessing `data` under vmap transform is not allowed"
 DATA_SET_IN_VMAP = "mutating directly with `.data` under vmap transform is not allowed."
 NO_VMAP = (

@@ -207,19 +207,42 @@ def normal(
         shape: tuple[int, ...] = np.broadcast_shapes(*shapes)
     else:
         d, shape = _float(dtype, "normal"), shape_argument("normal", (() if size is None else size,))
-    m, s = (v.detach().numpy() if isinstance(v, Tensor) else v for v in (mean, std))
-    if np.any(np.asarray(s) < 0):
-        raise RuntimeError(f"normal expects std >= 0.0, but found std {np.min(s)}")
-    draw = _draw("standard_normal", d)
-    return _random(shape, lambda numbers, whole: m + s * draw(numbers, whole), d, generator)
+    drawn = _random(shape, _draw("standard_normal", d), d, generator)
+    if not isinstance(std, Tensor) and std < 0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
+    return _of_values(_scaled, d, drawn, mean, std)
+
+
+def _scaled(numbers: np.ndarray, mean: Any, std: Any) -> Any:
+    if np.any(np.asarray(std) < 0):
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {np.min(std)}")
+    return mean + std * numbers
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Generator | None = None) -> Tensor:
     """Ones with the probabilities given by a tensor (or by `p`), zeros otherwise."""
-    chances = input.detach().numpy() if p is None else p
+    drawn = _random(input.shape, _draw("random", dtypes.float64), dtypes.float64, generator)
+    return _of_values(_hits, input.dtype, drawn, input if p is None else p)
+
+
+def _hits(numbers: np.ndarray, chances: Any) -> Any:
     if not np.all((np.asarray(chances) >= 0) & (np.asarray(chances) <= 1)):
         raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true, but got false.")
-    return _random(input.shape, lambda numbers, whole: numbers.random(whole) < chances, input.dtype, generator)
+    return numbers < chances
+
+
+def _of_values(function: Callable, dtype: Any, drawn: Tensor, *given: Any) -> Tensor:
+    # what a function makes of random numbers and of tensors or numbers that broadcast to them, element by element
+    from tapegrad.ops._reading import computed
+
+    tensors = [v.expand(drawn.shape) for v in given if isinstance(v, Tensor)]  # type: ignore[attr-defined]
+    numbers = [None if isinstance(v, Tensor) else v for v in given]
+
+    def made(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        rest = iter(others)
+        return np.asarray(function(first, *(next(rest) if n is None else n for n in numbers)), dtype.numpy)
+
+    return computed(made, drawn, *tensors, stretches=range(1 + len(tensors)))
 
 
 def multinomial(

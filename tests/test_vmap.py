@@ -20,7 +20,10 @@ REFUSED = {
     "x.masked_select(x > 1)": "different shapes",
     "x.nonzero()": "different shapes",
     "x.unique()": "different shapes",
-    "x.half()": "values",
+    "F.one_hot((x * 2).long())": "different shapes",
+    "x.masked_scatter(x > 1, y)": "different shapes",
+    "v.repeat_interleave((v * 2).long())": "different shapes",
+    "x.index_put((x > 1,), x[x > 1])": "different shapes",
     "tg.full((2,), s)": "values",
     "tg.arange(s)": "values",
     "tg.tensor([s, s])": "values",
@@ -30,7 +33,7 @@ REFUSED = {
     "x.tolist()": "values",
     "x.data": "accessing `data`",
     "tg.rand(2) * s": "random operation",
-    "tg.bernoulli(x / 3)": "values",
+    "tg.bernoulli(x / 3)": "random operation",
     "tg.multinomial(v, 2)": "values",
     "F.dropout(x)": "random operation",
 }
@@ -49,6 +52,11 @@ i // (i + 1) | i % 3 | i ** 2 | i << 1 | i & 1 | ~i | i.float() * x | i == 2 | (
 tg.isclose(x, y) | x.isnan() | x.floor() | x.round(decimals=1) | tg.trunc(x * 3) | x // 0.3 | x.fmod(0.3) | tg.histc(x, 4, 0, 2) | x.tril() | x.triu(1) | x.roll(1, 0)
 tg.cat([x, x[:0]]) | tg.stack([s, s, v[0]]) | x[None] | x[..., 1:] | x[::2, ::3] | x.unbind(1)[2] | tg.outer(v, v) | x.flip(0, 1) | tg.meshgrid(v, v, indexing="ij")[0]
 s.expand(2, 3) | s + 1 | s.reshape(1) | x.mean() | x.quantile(0.3, 1) | x.nanmedian() | tg.diff(x) | x.cov() | tg.cdist(x, y) | x.trapezoid() | tg.bincount(i.reshape(-1), minlength=3)
+x[x > x.median()] | x.masked_select(x > x.median()) | (x > x.median()).nonzero() | (x > x.median()).nonzero(as_tuple=True)[1] | F.one_hot(i)
+written(x, x > x.median(), y.reshape(-1)[:6]) | x.masked_scatter(x > x.median(), y) | i.reshape(-1).unique() | v.unique_consecutive(return_counts=True)[1]
+v.repeat_interleave(tg.arange(5)) | x.repeat_interleave(i[:, 0].sort().values * 0 + 2, 0) | written(x, s > 1, 2.0) | written(x, i[:, 0] > 0, y[0]) | x.half()
+x.index_put((i[:, 0] > 0,), y[:1], accumulate=True) | written(x, (slice(1, None), j), s) | x[:, None, j] | x[j, :, None] | x[..., j] | x[j, j] | x[j - 3]
+written(x, (..., j), y[:, 0]) | tg.outer(v, v)[:, None, i[0]] | x[x > x.median()].sum() | x[i[:, 0] >= 0, i[:, 1]] | written(x, (j, slice(None), None), y[0][:, None])
 """
 
 

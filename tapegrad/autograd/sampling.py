@@ -13,7 +13,7 @@ import numpy as np
 from tapegrad import errors, random
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.rows import Row, handle, operands, shape_of
-from tapegrad.autograd.tracing import Recorder, bare, is_traced, mark, recorder_of_thread, rows_between
+from tapegrad.autograd.tracing import Draw, bare, is_traced, mark, recorder_of_thread, rows_between
 from tapegrad.autograd.watching import seeing_writes
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
@@ -263,9 +263,11 @@ def check_hooks(row: Row, value: Tensor) -> None:
         )
 
 
-def random_samples(
-    draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...], generator: random.Generator
-) -> Tensor:
+class RandomRefused(RuntimeError):
+    """Random numbers were asked for where all samples of a `vmap` run at once, and it was not said whether they share them."""
+
+
+def random_samples(draw: Draw, shape: tuple[int, ...], generator: random.Generator) -> Tensor:
     """Random numbers of a shape; inside `vmap`, as its `randomness` asks.
 
     Args:
@@ -274,24 +276,28 @@ def random_samples(
         generator: what they are drawn from.
 
     Raises:
-        RuntimeError: where randomness is an error.
+        RandomRefused: where randomness is an error.
     """
-    recorder = recorder_of_thread()
+    return _random_within(_samples(), draw, shape, generator)
 
-    def drawn(whole: tuple[int, ...]) -> Tensor:
-        return draw(whole) if recorder is None else recorder.drawn(lambda: draw(whole), generator)
 
-    if not is_sampling():
-        return drawn(shape)
-    batch = _samples()[-1].batch
+def _random_within(
+    around: tuple[_Sample, ...], draw: Draw, shape: tuple[int, ...], generator: random.Generator, samples: int = 0
+) -> Tensor:
+    # for one sample of the innermost of some maps; the first dim may be that of a map they are within
+    if not around:
+        recorder = recorder_of_thread()
+        return draw(shape) if recorder is None else recorder.drawn(draw, shape, generator, samples)
+    *outer, inner = around
+    batch = inner.batch
     if batch.randomness == "error":
-        raise RuntimeError(
+        raise RandomRefused(
             "vmap: called random operation while in randomness error mode. Please either use the 'same' or 'different' randomness flags "
             "on vmap or perform the randomness operation out of vmap"
         )
     if batch.randomness == "same":
-        return drawn(shape)
-    whole = drawn((batch.size, *shape))
+        return _random_within(tuple(outer), draw, shape, generator)
+    whole = _random_within(tuple(outer), draw, (batch.size, *shape), generator, batch.size)
     first = mark(bare(whole[0].clone()))
     batch.values[first._id] = whole
     batch.keep.append(first)
@@ -317,13 +323,18 @@ def _seeded(generator: random.Generator) -> None:
         recorder.seeded(generator)
 
 
-def _recorder_of_whole_values() -> Recorder | None:
-    # not while a function runs on the first sample of a batch
-    return None if is_sampling() else recorder_of_thread()
+def _require_later(condition: Tensor, error: Exception) -> bool:
+    batch = _samples()[-1].batch
+    if batch.guards is not None:
+        return False
+    batch.required.append((condition, error))
+    return True
 
 
 random.draw_samples = random_samples
 random.seeded = _seeded
-_reading.recorder_of_thread = _recorder_of_whole_values
+_reading.recorder_of_thread = recorder_of_thread
+_reading.differ = differ
+_reading.require_later = _require_later
 _reading.check_write = check_write
 _reading.is_sampling = is_sampling

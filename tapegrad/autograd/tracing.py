@@ -68,14 +68,18 @@ def depth() -> int:
     return getattr(_local, "depth", 0)
 
 
+# draws a tensor of random numbers of a shape
+Draw = Callable[[tuple[int, ...]], Tensor]
+
+
 class Recorder(Protocol):
     """Notes what a function that is recorded into a program reads and draws."""
 
     def read(self, t: Tensor) -> bool:
         """The values of a tensor are read; whether they are not the function's own to change."""
 
-    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
-        """A tensor of random numbers, to be drawn again at each run."""
+    def drawn(self, draw: Draw, shape: tuple[int, ...], generator: random.Generator, samples: int = 0) -> Tensor:
+        """A tensor of random numbers, to be drawn again at each run; its first dim is that of the samples of `vmap` if there are any."""
 
     def rebound(self, target: Tensor, value: Tensor) -> None:
         """The memory of a tensor is about to be replaced by that of another."""

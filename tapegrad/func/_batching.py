@@ -17,14 +17,14 @@ from tapegrad.autograd import sampling
 from tapegrad.autograd.attached import attach, attachment
 from tapegrad.autograd.function import FunctionCtx, function_op, output_op
 from tapegrad.autograd.remembered import Graph, transformed
-from tapegrad.autograd.rows import Row, RowOp, dtype_of, handle, operands, shape_of
+from tapegrad.autograd.rows import Row, RowOp, conform, dtype_of, handle, operands, shape_of
 from tapegrad.autograd.sampling import check_detached, check_hooks
 from tapegrad.autograd.tangents import by_transposing
 from tapegrad.autograd.tracing import bare, check_kept, rows_between
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
-from tapegrad.func._looping import loop_op, looped
+from tapegrad.func._computing import computed_of_all, computed_op
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.metadata import layout_facts
 from tapegrad.ops._fold import Fold, Select
@@ -50,6 +50,7 @@ class Batch:
         randomness: see `vmap`.
         values: tensors with the samples along their first dimension.
         guards: if not None, tensors whose values the function looked at, which may differ between samples, and their bytes then.
+        required: conditions that must hold for all samples, with what to raise where one does not.
         lifetimes: of what the function computed from its arguments (see `lifetime`).
     """
 
@@ -57,6 +58,7 @@ class Batch:
         self.size, self.randomness = size, randomness
         self.values: dict[int, Tensor] = {}
         self.guards: list[tuple[Tensor, bytes]] | None = None
+        self.required: list[tuple[Tensor, Exception]] = []
         self.lifetimes: list[weakref.ref] = []
         self.before: dict[int, Tensor] = {}  # by buffer, what was the same for all samples until it was written to
         self.keep: list[Tensor] = []  # samples made inside the function, whose ids must last
@@ -125,8 +127,8 @@ class Batch:
             found = self._along_runs(op, row)
             if found is not None:
                 return found
-        if op is loop_op:
-            return looped(row, self)
+        if op is computed_op:
+            return computed_of_all(row, self)
         if op is lanes_op:
             return run_lanes_again(row, self)
         ids = operands(row)
@@ -136,9 +138,6 @@ class Batch:
         result, filled = run_in_lanes(kernel_of(row), tensors, batched, self.size)
         for p, t in filled.items():
             self.values[ids[p]] = t
-        refuse = getattr(op, "refuse_samples", None)
-        if refuse is not None:
-            refuse(tensors[1], filled[2])
         return result
 
     def _operand(self, k: int) -> tuple[Tensor, bool]:
@@ -320,7 +319,11 @@ class _LanesOp(RowOp):
         kept = [None if not saved >> p & 1 else handle(row.out) if p == 3 else values[p] for p in range(4)]
 
         def derivative(one: Tensor, *given: Tensor | None) -> Sequence[Tensor | None]:
-            return kernel.op.reverse(one, wanted, given, kernel.words)
+            parts = kernel.op.reverse(one, wanted, given, kernel.words)
+            return [
+                None if part is None or t is None else conform(part, layout_facts(layout)[0], t.dtype)
+                for part, t, layout in zip(parts, values, kernel.layouts, strict=False)
+            ]
 
         parts = map_samples(derivative, [g, *kept], [True, *batched[:3], True], size)
         found: list[Tensor | None] = [None, None, None]
@@ -385,8 +388,6 @@ def run_in_lanes(
     for p in kernel.fills:
         shape = layout_facts(kernel.layouts[p])[0]
         filled[p] = values[p] = empty((size, *shape), values[p].dtype)  # type: ignore[union-attr]
-        if hasattr(op, "refuse_samples"):
-            values[p]._memory_array()[:, -1] = 0  # type: ignore[union-attr]
         batched[p] = True
     result = empty((size, *layout_facts(kernel.out)[0]), kernel.dtype)
     steps = np.zeros(4 + max(len(values) - 3, 0), np.int64)

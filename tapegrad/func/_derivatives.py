@@ -17,6 +17,7 @@ from tapegrad.autograd.tangents import push_forward
 from tapegrad.autograd.tracing import (
     alias,
     bare,
+    depth,
     is_traced,
     mark,
     recording,
@@ -185,6 +186,23 @@ def _grad_and_value(
     return grads[0] if isinstance(argnums, int) else tuple(grads), run.finished(y), run.finished(run.aux)
 
 
+# set by tapegrad.program: a transformation of a compiled function as what runs it in one recorded program; else None
+in_program: Callable[[Callable], Callable | None] = lambda transformation: None
+
+
+def as_program(transformation: Callable) -> Callable:
+    """A transformation that runs in one recorded program, if it is one of a compiled function and no other is under way."""
+    program = in_program(transformation)
+    if program is None:
+        return transformation
+
+    @functools.wraps(transformation)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return transformation(*args, **kwargs) if depth() else program(*args, **kwargs)
+
+    return run
+
+
 def grad(func: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable:
     """A function that computes the gradient of `func`.
 
@@ -210,7 +228,7 @@ def grad(func: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = Fal
         grads, _, aux = _grad_and_value("grad", func, argnums, has_aux, args, kwargs)
         return (grads, aux) if has_aux else grads
 
-    return gradient
+    return as_program(gradient)
 
 
 def grad_and_value(func: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable:
@@ -226,7 +244,7 @@ def grad_and_value(func: Callable, argnums: int | tuple[int, ...] = 0, has_aux: 
         grads, value, aux = _grad_and_value("grad_and_value", func, argnums, has_aux, args, kwargs)
         return (grads, (value, aux)) if has_aux else (grads, value)
 
-    return both
+    return as_program(both)
 
 
 def value_and_grad(func: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable:
@@ -242,7 +260,7 @@ def value_and_grad(func: Callable, argnums: int | tuple[int, ...] = 0, has_aux: 
         grads, value, aux = _grad_and_value("value_and_grad", func, argnums, has_aux, args, kwargs)
         return ((value, aux), grads) if has_aux else (value, grads)
 
-    return both
+    return as_program(both)
 
 
 def vjp(func: Callable, *primals: Any, has_aux: bool = False) -> tuple:

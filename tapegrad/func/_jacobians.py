@@ -8,7 +8,7 @@ from typing import Any
 
 from tapegrad import _tree
 from tapegrad.creation import eye, ones_like, zeros_like
-from tapegrad.func._derivatives import Linear, Recorded, chosen_arguments, tensors_of
+from tapegrad.func._derivatives import Linear, Recorded, as_program, chosen_arguments, tensors_of
 from tapegrad.func._vmap import trace_sample, vmap
 from tapegrad.tensor import Tensor
 
@@ -87,7 +87,7 @@ def jacrev(
         result = run.finished(_tree.unflatten(rows, structure))
         return (result, run.finished(run.aux)) if has_aux else result
 
-    return jacobian
+    return as_program(jacobian) if sparsity is None else jacobian
 
 
 def jacfwd(
@@ -153,7 +153,7 @@ def jacfwd(
         result = _tree.unflatten(rows, run.structure)
         return (result, run.aux) if has_aux else result
 
-    return jacobian
+    return as_program(jacobian) if sparsity is None else jacobian
 
 
 def hessian(func: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:

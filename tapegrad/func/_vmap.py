@@ -19,11 +19,12 @@ from tapegrad.creation import as_tensor
 from tapegrad.func._batching import Batch
 from tapegrad.grad_mode import set_grad_enabled
 from tapegrad.metadata import check_dim
+from tapegrad.ops._reading import require
 from tapegrad.ops._rule import PUBLIC
 from tapegrad.tensor import Tensor
 
 # set by tapegrad.program: a compiled function, or a transformation of one, as a function that runs recorded programs; else None
-in_lanes: Callable[[Callable, Any, Any], Callable | None] | None = None
+in_lanes: Callable[[Callable, Any, Any, str], Callable | None] | None = None
 
 
 def vmap(
@@ -42,7 +43,7 @@ def vmap(
 
     A function made by `compile`, or a transformation of one, runs as a recorded program instead, over blocks of samples on all cores;
     there control flow may depend on values, and where all data are NumPy arrays, so are the results. Where gradients are wanted of
-    the results, it is mapped like any other function.
+    the results, it is mapped like any other function, each group of samples that take one path by itself.
 
     Args:
         func: takes and returns trees of tensors (NumPy arrays count).
@@ -69,8 +70,8 @@ def vmap(
         raise ValueError(f"vmap: chunk_size should be None or greater than 0. (got {chunk_size})")
 
     quick = None
-    if in_lanes is not None and randomness == "error" and chunk_size is None:
-        quick = in_lanes(func, in_dims, out_dims)
+    if in_lanes is not None and chunk_size is None:
+        quick = in_lanes(func, in_dims, out_dims, randomness)
 
     @functools.wraps(func)
     def mapped(*args: Any, **kwargs: Any) -> Any:
@@ -249,13 +250,9 @@ def _mapped(
         raise ValueError(
             f"vmap({name}, ..., out_dims={out_dims})(<inputs>): out_dims is not compatible with the structure of `outputs`."
         )
+    check_results(name, outputs)
     made = []
     for out, place in zip(outputs, places, strict=True):
-        if not isinstance(out, Tensor):
-            raise ValueError(
-                f"vmap({name}, ...): `{name}` must only return Tensors, got type {type(out)}. Did you mean to set out_dims= to None for "
-                "output?"
-            )
         if place is None:
             if out._id in batch.values:
                 raise ValueError(f"vmap({name}, ...): `{name}` can not return a BatchedTensor when out_dim is None")
@@ -264,6 +261,25 @@ def _mapped(
         whole = batch.whole(out)
         made.append(whole.movedim(0, check_dim(place, whole.ndim)) if place else whole)  # type: ignore[attr-defined]
     return _tree.unflatten(made, structure), batch.lifetimes
+
+
+def check_results(function: Any, results: Sequence[Any]) -> None:
+    """Refuse the results of a mapped function that are no tensors.
+
+    Args:
+        function: the function, or its name.
+        results: the leaves of its result.
+
+    Raises:
+        ValueError: for the first that is none.
+    """
+    name = function if isinstance(function, str) else _name(function)
+    for out in results:
+        if not isinstance(out, Tensor):
+            raise ValueError(
+                f"vmap({name}, ...): `{name}` must only return Tensors, got type {type(out)}. Did you mean to set out_dims= to None for "
+                "output?"
+            )
 
 
 def trace_sample(
@@ -310,7 +326,7 @@ def trace_sample(
         for out in outputs:
             if isinstance(out, Tensor):
                 out._refresh()
-        ends = [out._id for out in outputs if isinstance(out, Tensor)]
+        ends = [t._id for t in (*outputs, *(condition for condition, _ in batch.required)) if isinstance(t, Tensor)]
         if any(sample._id != given._id for sample, given, _ in samples):  # the function wrote to its argument
             batch.run(rows_between([*ends, *(t._id for t, _, _ in samples)], set(batch.values)))
         else:
@@ -319,4 +335,6 @@ def trace_sample(
             if sample._id != given._id:  # the function wrote to its argument
                 moved.copy_(batch.whole(sample))
             unmark(given)
+        for condition, error in batch.required:
+            require(batch.whole(condition).all(), error)  # type: ignore[attr-defined]
     return batch, outputs

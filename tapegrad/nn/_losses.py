@@ -9,7 +9,7 @@ from tapegrad.ops import activation
 from tapegrad.ops import loss as _loss
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import check_input
-from tapegrad.ops._reading import reads_values
+from tapegrad.ops._reading import require
 from tapegrad.tensor import Tensor
 
 # what they share
@@ -146,7 +146,6 @@ def huber_loss(
     return _of_pairs(_loss.huber, input, target, weight, reduction, delta)
 
 
-@reads_values
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -178,8 +177,8 @@ def binary_cross_entropy(
         raise RuntimeError(f"Found dtype {target.dtype.tensor_type} but expected {input.dtype.tensor_type}")
     if input.numel():
         plain = input.detach()
-        if not (plain.amin() >= 0 and plain.amax() <= 1):
-            raise RuntimeError("all elements of input should be between 0 and 1")
+        within = (plain.amin() >= 0) & (plain.amax() <= 1)
+        require(within, RuntimeError("all elements of input should be between 0 and 1"))
     return _of_pairs(_loss.entropy, input, target, weight, reduction)
 
 

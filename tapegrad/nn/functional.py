@@ -23,7 +23,7 @@ from tapegrad.ops import pointwise as pw
 from tapegrad.ops import softmax as _softmax_ops
 from tapegrad.ops._fold import check_input
 from tapegrad.ops._operands import cast, constant
-from tapegrad.ops._reading import reads_values
+from tapegrad.ops._reading import extent, require
 from tapegrad.ops.norms import vector_norm
 from tapegrad.ops.padding import constant_pad
 from tapegrad.tensor import Tensor
@@ -228,7 +228,6 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 # shapes and look-ups
 
 
-@reads_values
 def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     """Integers as rows of zeros with a one at their place.
 
@@ -251,14 +250,13 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
         if num_classes <= 0:
             raise RuntimeError("Can not infer total number of classes from empty tensor.")
     else:
-        if input.amin() < 0:
-            raise RuntimeError("Class values must be non-negative.")
+        require(input.amin() >= 0, RuntimeError("Class values must be non-negative."))
         if num_classes == -1:
-            num_classes = int(input.amax()) + 1
+            num_classes = extent("one_hot", input.amax()) + 1
         elif num_classes < 1:
             raise RuntimeError("num_classes should be positive")
-        elif input.amax() >= num_classes:
-            raise RuntimeError("Class values must be smaller than num_classes.")
+        else:
+            require(input.amax() < num_classes, RuntimeError("Class values must be smaller than num_classes."))
     return cast(pw.eq(input.unsqueeze(-1), arange(num_classes)), dtypes.int64)
 
 

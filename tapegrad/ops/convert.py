@@ -70,7 +70,7 @@ def convert(t: Tensor, dtype: dtypes.dtype) -> Tensor:
     if t.dtype is dtype:
         return t
     if dtypes.float16 in (t.dtype, dtype):
-        return computed(functools.partial(_converted, kind=dtype.numpy), t)
+        return computed(functools.partial(_converted, kind=dtype.numpy), t, stretches=(0,))
     return _CONVERSIONS[dtype](t)
 
 

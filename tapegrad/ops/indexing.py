@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from tapegrad import dtypes, errors
+from tapegrad.creation import from_copy
 from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _reading
+from tapegrad.ops import pointwise as pw
 from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import empty, kernel_op
-from tapegrad.ops._operands import constant
+from tapegrad.ops._operands import cast, constant
 from tapegrad.ops._public import export
-from tapegrad.ops._reading import computed, reads_values
+from tapegrad.ops._reading import computed, computed_rows, of_samples, runs_again
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
 from tapegrad.ops._write import _records, assign, check_no_overlap
@@ -29,6 +31,7 @@ from tapegrad.tensor import Tensor
 _S = rt.S
 _new = object.__new__
 _PLAIN = frozenset((int, type(None)))
+_TRUTH = (dtypes.bool, np.bool_)
 FULL = (slice, None, None, None)
 _ZERO_DIM = (
     "invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ to convert a 0-dim tensor to a "
@@ -149,10 +152,13 @@ def _getitem(self: Tensor, key: Any) -> Tensor:
     return _elements(self, key)
 
 
-@reads_values
 def _elements(self: Tensor, key: Any) -> Tensor:
-    kind = type(key)
-    tokens, arrays = _parsed(self, key if kind is tuple else (key,))
+    key = key if type(key) is tuple else (key,)
+    chosen = _chosen_by_sample(key)
+    if chosen >= 0:
+        part, rest = _at_chosen(self, key, chosen)
+        return part[rest] if rest else part
+    tokens, arrays = _parsed(self, key)
     x = basic_view(self, tokens) if _changes(tokens) or not arrays else self
     if not arrays:
         return x
@@ -217,10 +223,10 @@ def _parsed(x: Tensor, key: tuple) -> tuple[tuple, list[_Entry]]:
             span = _covers(item)
             if span == 0:  # a single truth value: a new dim, taken or not
                 tokens.append(None)
-                entries.append((d, 1, np.zeros(int(bool(item)), np.int64)))
+                entries.append((d, 1, item.reshape(1)))
                 d += 1
                 continue
-            if item.dtype in (dtypes.bool, np.bool_):
+            if item.dtype in _TRUTH:
                 _check_mask(x, item, source, d)
             entries.append((d, span, item))
             tokens += [FULL] * span
@@ -250,7 +256,7 @@ def _item(item: Any) -> Any:
         if kind.is_floating_point:
             raise IndexError("tensors used as indices must be long, int, byte or bool tensors")
         if kind is dtypes.uint8:
-            return item._address_array() != 0
+            return pw.ne(item, 0)
         if item.ndim == 0 and kind is not dtypes.bool:
             return int(item)
         return item
@@ -282,7 +288,7 @@ def _covers(item: Any) -> int:
         return 0
     if type(item) in (int, tuple):
         return 1
-    return item.ndim if item.dtype in (dtypes.bool, np.bool_) else 1
+    return item.ndim if item.dtype in _TRUTH else 1
 
 
 def checked_places(places: np.ndarray, n: int, d: int) -> np.ndarray:
@@ -301,6 +307,41 @@ def checked_places(places: np.ndarray, n: int, d: int) -> np.ndarray:
     return places
 
 
+# a place that differs between the samples of a `vmap`: a 0-d tensor, which elsewhere is the integer in it
+
+
+def _chosen_by_sample(key: tuple) -> int:
+    # the first item of an index that is one, -1 if none is
+    if _reading.sampling:
+        for k, item in enumerate(key):
+            if isinstance(item, Tensor) and item.ndim == 0 and item.dtype.category == 1 and of_samples([item]):
+                return k
+    return -1
+
+
+def _at_chosen(x: Tensor, key: tuple, chosen: int) -> tuple[Tensor, tuple]:
+    """What the item names along its dim, and the rest of the index, which is for that."""
+    index, d = _with_row(x, key, chosen)
+    shape = tuple(x.shape)
+    rest = (*key[:chosen], *key[chosen + 1 :])
+    return index_rows(x, index, d, d + 1, (*shape[:d], *shape[d + 1 :])), rest
+
+
+def _with_row(x: Tensor, key: tuple, chosen: int) -> tuple[Tensor, int]:
+    # the item as a checked index, and the dim it is for
+    before = sum(_covers(_item(item)) for item in key[:chosen])
+    if any(item is Ellipsis for item in key[:chosen]):
+        before = x.ndim - sum(_covers(_item(item)) for item in key[chosen + 1 :]) - 1
+    if before >= x.ndim or before < 0:
+        raise IndexError(f"too many indices for tensor of dimension {x.ndim}" if x.ndim else _ZERO_DIM)
+    index = cast(key[chosen], dtypes.int64)
+    return _checked_rows(index, x.shape[before], before), before
+
+
+def _checked_rows(index: Tensor, n: int, d: int) -> Tensor:
+    return computed(functools.partial(checked_places, n=n, d=d), index, stretches=(0,))
+
+
 def _row_numbers(x: Tensor, entries: list[_Entry]) -> tuple[Tensor, int, int, tuple[int, ...]]:
     """One index over the dims that arrays cover, seen as one.
 
@@ -311,63 +352,61 @@ def _row_numbers(x: Tensor, entries: list[_Entry]) -> tuple[Tensor, int, int, tu
     if len(entries) == 1:
         d, span, item = entries[0]
         if isinstance(item, Tensor) and item.dtype is dtypes.int64 and item.is_contiguous():
-            index = computed(functools.partial(checked_places, n=shape[d], d=d), item)
-            return index, d, d + 1, (*shape[:d], *item.shape, *shape[d + 1 :])
-        if span > 1 or item.dtype in (dtypes.bool, np.bool_):
-            found = np.flatnonzero(_array(item))
-            return tensor_of(found), d, d + span, (*shape[:d], found.size, *shape[d + span :])
-    return _joint_numbers(shape, entries)
+            return _checked_rows(item, shape[d], d), d, d + 1, (*shape[:d], *item.shape, *shape[d + 1 :])
+        if span > 1 or item.dtype in _TRUTH:
+            found = computed_rows(
+                "indexing with a mask", np.flatnonzero, item if isinstance(item, Tensor) else from_copy(item)
+            )
+            return found, d, d + span, (*shape[:d], found.numel(), *shape[d + span :])
+    places: list[tuple[int, Any]] = []
+    again = runs_again([item for _, _, item in entries if isinstance(item, Tensor)])
+    for d, _, item in entries:
+        places += _places_of_tensor(shape, d, item) if again else _places_of_array(shape, d, _array(item))
+    numbers, first, last, result = _joined_places(shape, places)
+    return (numbers.contiguous() if again else tensor_of(numbers)), first, last, result
 
 
-def _joint_numbers(shape: tuple[int, ...], entries: list[_Entry]) -> tuple[Tensor, int, int, tuple[int, ...]]:
-    # how many places a mask names depends on its values, so only those of integers can be found again
-    tensors = [item for _, _, item in entries if isinstance(item, Tensor) and item.dtype is not dtypes.bool]
-
-    def joined(*arrays: np.ndarray) -> tuple[np.ndarray, int, int, tuple[int, ...]]:
-        found = iter(arrays)
-        given = [(d, next(found) if any(item is t for t in tensors) else _array(item)) for d, _, item in entries]
-        return _joined_places(shape, given)
-
-    if not tensors or _reading.recorder_of_thread() is None:
-        numbers, first, last, result = joined(*(t._address_array() for t in tensors))
-        return tensor_of(numbers), first, last, result
-    _, first, last, result = joined(*(t._memory_array() for t in tensors))
-    return computed(lambda *arrays: joined(*arrays)[0], *tensors), first, last, result
+def _places_of_array(shape: tuple[int, ...], d: int, array: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    # the places an array names, for each dim it covers
+    if array.dtype == bool:
+        return [(d + k, found) for k, found in enumerate(np.nonzero(array))]
+    return [(d, checked_places(array, shape[d], d))]
 
 
-def _joined_places(
-    shape: tuple[int, ...], given: list[tuple[int, np.ndarray]]
-) -> tuple[np.ndarray, int, int, tuple[int, ...]]:
-    dims, places = [], []
-    for d, array in given:
-        if array.dtype == bool:
-            for k, found in enumerate(np.nonzero(array)):
-                dims.append(d + k)
-                places.append(found)
-        else:
-            dims.append(d)
-            places.append(checked_places(array, shape[d], d))
+def _places_of_tensor(shape: tuple[int, ...], d: int, item: Any) -> list[tuple[int, Tensor]]:
+    # as before, to be found again from other values
+    t = item if isinstance(item, Tensor) else from_copy(item)
+    if t.dtype is dtypes.bool:
+        found = computed_rows("indexing with a mask", np.argwhere, t)
+        return [(d + k, column) for k, column in enumerate(found.unbind(1))]  # type: ignore[attr-defined]
+    return [(d, _checked_rows(cast(t, dtypes.int64), shape[d], d))]
+
+
+def _joined_places(shape: tuple[int, ...], places: list[tuple[int, Any]]) -> tuple[Any, int, int, tuple[int, ...]]:
+    # from arrays or tensors, for each dim covered
+    dims = [d for d, _ in places]
     try:
-        places = np.broadcast_arrays(*places)
+        extents = np.broadcast_shapes(*(tuple(p.shape) for _, p in places))
     except ValueError:
-        listed = ", ".join(str(list(p.shape)) for p in places)
+        listed = ", ".join(str(list(p.shape)) for _, p in places)
         raise IndexError(
             f"shape mismatch: indexing tensors could not be broadcast together with shapes {listed}"
         ) from None
-    extents = places[0].shape
     first, last = dims[0], dims[-1] + 1
     adjacent = len(dims) == last - first
     if not adjacent:
         first = 0
-    covered = shape[first:last]
-    strides = contiguous_geometry(covered).strides
+    strides = contiguous_geometry(shape[first:last]).strides
     whole = [] if adjacent else [d for d in range(last) if d not in dims]
-    numbers = np.zeros(extents + (1,) * len(whole), np.int64)
-    for d, p in zip(dims, places, strict=True):
-        numbers = numbers + p.reshape(extents + (1,) * len(whole)) * strides[d - first]
+    numbers: Any = 0
+    for d, p in places:
+        numbers = (
+            numbers
+            + p.reshape((1,) * (len(extents) - p.ndim) + tuple(p.shape) + (1,) * len(whole)) * strides[d - first]
+        )
     for k, d in enumerate(whole):
-        along = np.arange(shape[d]).reshape((-1,) + (1,) * (len(whole) - 1 - k))
-        numbers = numbers + along * strides[d]
+        along = (np.arange(shape[d]) * strides[d]).reshape((-1,) + (1,) * (len(whole) - 1 - k))
+        numbers = numbers + (tensor_of(along) if isinstance(numbers, Tensor) else along)
     rest = tuple(shape[d] for d in whole)
     result = (*extents, *rest, *shape[last:]) if not adjacent else (*shape[:first], *extents, *shape[last:])
     return numbers, first, last, result
@@ -453,25 +492,42 @@ def _setitem(self: Tensor, key: Any, value: Any) -> None:
         value = constant(value.item() if isinstance(value, np.generic) else value, self.dtype)
     if key is False:
         return
-    sampling = _reading.sampling and _reading.is_sampling()
-    if sampling and _reading.holds_tensor(key) and _reading.holds_traced((self, key, value)):
-        assign(self, _with_elements(self, key, value))
+    key = key if type(key) is tuple else (key,)
+    chosen = _chosen_by_sample(key)
+    if chosen >= 0:
+        part, rest = _at_chosen(self, key, chosen)
+        part[rest if rest else ...] = value
+        index, d = _with_row(self, key, chosen)
+        assign(self, put_at(self, index, part, d, d + 1, tuple(part.shape), False), fresh=True)
         return
-    tokens, arrays = _parsed(self, key if type(key) is tuple else (key,))
+    tokens, arrays = _parsed(self, key)
     # the view is refreshed with its base: a stale one would write beside the graph
     target = self if _is_whole(self, tokens) else basic_view(self, tokens)
     if not arrays:
         assign(target, _fitted(value, target.ndim))
         return
-    numbers = _row_numbers(target, arrays)
-    _put_in_place(target, numbers, _fitted(value, len(numbers[3])), False)
+    spans, ranks = zip(*((span, 1 if item.dtype in _TRUTH else item.ndim) for _, span, item in arrays), strict=True)
+    _put_in_place(target, arrays, _fitted(value, target.ndim - sum(spans) + max(ranks)), False)
 
 
-@reads_values
-def _with_elements(x: Tensor, key: Any, value: Tensor) -> Tensor:
-    copy = x.clone()  # type: ignore[attr-defined]
-    _setitem(copy, key, value)
-    return copy
+def _filled_by_mask(x: Tensor, entries: list[_Entry], values: Tensor, accumulate: bool) -> Tensor | None:
+    """What puts values wherever a mask that is met again holds, if they do not depend on how often it does."""
+    if len(entries) != 1:
+        return None
+    d, span, mask = entries[0]
+    if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool or not runs_again([mask]):
+        return None
+    shape = tuple(x.shape)
+    inner = len(shape) - d - span
+    if values.ndim > inner and values.shape[-inner - 1] != 1:
+        return None
+    _check_dtypes(x, values)
+    _check_values((*shape[:d], 1, *shape[d + span :]), values)
+    if values.ndim > inner:
+        given = tuple(values.shape)
+        values = values.reshape((*given[: -inner - 1], *[1] * span, *given[len(given) - inner :]))  # type: ignore[attr-defined]
+    held = mask.reshape((*mask.shape, *[1] * inner))  # type: ignore[attr-defined]
+    return pw.where_op(held, pw.add(x, values) if accumulate else values.expand(shape), x)  # type: ignore[attr-defined]
 
 
 def _fitted(value: Tensor, ndim: int) -> Tensor:
@@ -481,6 +537,14 @@ def _fitted(value: Tensor, ndim: int) -> Tensor:
     while len(shape) - extra > ndim and shape[extra] == 1:
         extra += 1
     return value.view(shape[extra:]) if extra else value  # type: ignore[attr-defined]
+
+
+def _check_dtypes(target: Tensor, values: Tensor) -> None:
+    if values.dtype is not target.dtype:
+        raise RuntimeError(
+            "Index put requires the source and destination dtypes match, got "
+            f"{target.dtype.tensor_type} for the destination and {values.dtype.tensor_type} for the source."
+        )
 
 
 def _check_values(shape: Sequence[int], values: Tensor) -> None:
@@ -494,16 +558,18 @@ def _check_values(shape: Sequence[int], values: Tensor) -> None:
         )
 
 
-def _put_in_place(target: Tensor, numbers: Any, values: Tensor, accumulate: bool) -> None:
-    index, first, last, shape = numbers
-    if values.dtype is not target.dtype:
-        raise RuntimeError(
-            "Index put requires the source and destination dtypes match, got "
-            f"{target.dtype.tensor_type} for the destination and {values.dtype.tensor_type} for the source."
-        )
+def _put_in_place(target: Tensor, entries: list[_Entry], values: Tensor, accumulate: bool) -> None:
+    # what samples of a `vmap` put into a view is put into its old elements, which the write itself replaces
+    old = target.clone() if target._base_tensor() is not None and _reading.is_sampling() else target  # type: ignore[attr-defined]
+    filled = _filled_by_mask(old, entries, values, accumulate)
+    if filled is not None:
+        assign(target, filled, fresh=True)
+        return
+    index, first, last, shape = _row_numbers(target, entries)
+    _check_dtypes(target, values)
     _check_values(shape, values)
     if _records(target, [values, index]):
-        assign(target, put_at(target, index, values, first, last, shape, accumulate), fresh=True)
+        assign(target, put_at(old, index, values, first, last, shape, accumulate), fresh=True)
         return
     check_writable(target)
     extents = tuple(target.shape)
@@ -533,26 +599,22 @@ def check_writable(target: Tensor) -> None:
     check_no_overlap(target)
 
 
-def _put_arguments(input: Tensor, indices: Any, values: Any) -> tuple[Any, Tensor]:
+def _put_arguments(input: Tensor, indices: Any, values: Any) -> list[_Entry]:
     check_tensor("index_put", input)
     if not isinstance(indices, Sequence):
         raise TypeError(f"index_put(): argument 'indices' must be tuple of Tensors, not {type(indices).__name__}")
     if not isinstance(values, Tensor):
         raise TypeError(f"index_put(): argument 'values' must be Tensor, not {type(values).__name__}")
-    _, arrays = _parsed(input, tuple(slice(None) if k is None else _as_array(k) for k in indices))
-    numbers = _row_numbers(input, arrays)
-    _check_values(numbers[3], values)
-    return numbers, values
+    return _parsed(input, tuple(slice(None) if k is None else _as_array(k) for k in indices))[1]
 
 
 def _as_array(index: Any) -> Any:
     # a 0-d integer tensor is an array here, not a place to select
     if isinstance(index, Tensor) and index.ndim == 0 and index.dtype.category == 1:
-        return index._address_array().reshape(1)
+        return index.reshape(1)  # type: ignore[attr-defined]
     return index
 
 
-@reads_values
 def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
     """A copy of the tensor with other elements at places given by arrays.
 
@@ -566,22 +628,19 @@ def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = Fa
     >>> tg.index_put(tg.zeros(3), (tg.tensor([0, 0]),), tg.tensor(2.0), accumulate=True)
     tensor([4., 0., 0.])
     """
-    numbers, values = _put_arguments(input, indices, values)
-    if values.dtype is not input.dtype:
-        raise RuntimeError(
-            "Index put requires the source and destination dtypes match, got "
-            f"{input.dtype.tensor_type} for the destination and {values.dtype.tensor_type} for the source."
-        )
-    index, first, last, shape = numbers
+    entries = _put_arguments(input, indices, values)
+    filled = _filled_by_mask(input, entries, values, accumulate)
+    if filled is not None:
+        return filled
+    index, first, last, shape = _row_numbers(input, entries)
+    _check_values(shape, values)
+    _check_dtypes(input, values)
     return put_at(input, index, values, first, last, shape, accumulate)
 
 
 def index_put_(self: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
     """In-place version of `index_put`."""
-    if _reading.sampling and _reading.holds_traced((self, indices, values)):
-        return assign(self, index_put(self, indices, values, accumulate))
-    numbers, values = _put_arguments(self, indices, values)
-    _put_in_place(self, numbers, values, accumulate)
+    _put_in_place(self, _put_arguments(self, indices, values), values, accumulate)
     return self
 
 

@@ -372,11 +372,9 @@ def _class_loss(op: Any, input: Any, target: Any, weight: Any, ignore_index: int
     rows = outer * inner
     x = input.contiguous()  # type: ignore[attr-defined]
     target = cast(target.detach(), dtypes.int64).contiguous()  # type: ignore[attr-defined]
-    if _reading.recorder_of_thread() is not None:
-        # the kernel tells once; a program has to look at each run
-        target = _reading.computed(
-            functools.partial(_classes_within, classes=classes, ignored=int(ignore_index)), target
-        )
+    if _reading.runs_again((target,)):  # the kernel tells once
+        within = functools.partial(_classes_within, classes=classes, ignored=int(ignore_index))
+        target = _reading.computed(within, target, stretches=(0,))
     kept = empty((2 * rows + 2,), dtypes.float64)
     flag = kept.data_ptr() + 8 * (2 * rows + 1)
     ctypes.c_double.from_address(flag).value = 0.0
@@ -399,20 +397,6 @@ def _class_loss(op: Any, input: Any, target: Any, weight: Any, ignore_index: int
 
 
 _OUT_OF_BOUNDS = "Target {} is out of bounds."
-
-
-def _refuse_classes(target: Tensor, kept: Tensor) -> None:
-    """Refuse the classes of a batch of samples of which kernels noted in `kept` that one is out of bounds.
-
-    Raises:
-        IndexError: for the first such class.
-    """
-    flags = kept._memory_array()[:, -1]
-    if flags.any():
-        sample = int(np.flatnonzero(flags)[0])
-        several = target._memory_array().size * 2 + 2 != kept.shape[1]  # else the classes are the same for all samples
-        classes = target._memory_array()[sample] if several else target._memory_array()
-        raise IndexError(_OUT_OF_BOUNDS.format(int(classes.reshape(-1)[int(flags[sample]) - 1])))
 
 
 def _classes_within(target: np.ndarray, classes: int, ignored: int) -> np.ndarray:
@@ -471,7 +455,6 @@ def _class_op(function: Callable, fused: bool, reference: Any) -> Select:
     op.reverse_kernel(kernels.class_reverse)
     op.fused = fused
     op.planes = op.twin(f"{op.name}_planes", "NllLoss2DBackward0")
-    op.refuse_samples = op.planes.refuse_samples = _refuse_classes
     return op
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ from tapegrad.ops._kernel import kernel_op
 from tapegrad.ops._operands import broadcast_shapes, constant
 from tapegrad.ops._pointwise import pointwise
 from tapegrad.ops._public import export
-from tapegrad.ops._reading import reads_values
+from tapegrad.ops._reading import computed_rows
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._rule import ALL, Real
 from tapegrad.ops._write import in_place_of
-from tapegrad.ops.indexing import tensor_of
 from tapegrad.ops.selecting import same_dtype
 from tapegrad.tensor import Tensor
 
@@ -81,7 +81,6 @@ def masked_elements(op, x, index):
     return take_rows(op, x, index, 0, x.ndim, (index.numel(),))
 
 
-@reads_values
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where a mask holds, as a vector.
 
@@ -92,9 +91,13 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     check_tensor("masked_select", input)
     mask = _check_bool("masked_select", mask)
     shape = broadcast_shapes("masked_select", input.shape, mask.shape)
-    places = np.flatnonzero(np.broadcast_to(mask._address_array(), shape))
     wide = input if tuple(input.shape) == shape else input.expand(shape)
-    return masked_elements(wide, tensor_of(places))
+    return masked_elements(wide, _places_of("masked_select", mask, shape))
+
+
+def _places_of(name: str, mask: Tensor, shape: Sequence[int]) -> Tensor:
+    # where a mask broadcast to a shape holds, counted along all dims
+    return computed_rows(name, np.flatnonzero, mask if tuple(mask.shape) == tuple(shape) else mask.expand(shape))  # type: ignore[attr-defined]
 
 
 @putting
@@ -110,28 +113,25 @@ def put_masked(op, x, index, source):
     return put_rows(op, x, index, source, 0, x.ndim, (index.numel(),), False)
 
 
-@reads_values
 def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """A copy with the elements of `source`, in order, wherever a mask holds."""
     check_tensor("masked_scatter", input)
     mask = _check_bool("masked_scatter", mask)
     same_dtype("masked_scatter", input, source)
     shape = broadcast_shapes("masked_scatter", input.shape, mask.shape)
-    places = np.flatnonzero(np.broadcast_to(mask._address_array(), shape))
-    if source.numel() < places.size:
+    wide = input if tuple(input.shape) == shape else input.expand(shape)
+    places = _places_of("masked_scatter", mask, shape)
+    if source.numel() < places.numel():
         raise RuntimeError(
             f"masked_scatter: expected self and source to have same number of elements, but source has {source.numel()} and the "
-            f"mask selects {places.size}"
+            f"mask selects {places.numel()}"
         )
-    wide = input if tuple(input.shape) == shape else input.expand(shape)
-    given = source.reshape(-1).narrow(0, 0, places.size)
-    return put_masked(wide, tensor_of(places), given)
+    return put_masked(wide, places, source.reshape(-1).narrow(0, 0, places.numel()))
 
 
 # places
 
 
-@reads_values
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """The indices of elements that are not zero.
 
@@ -145,10 +145,9 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
             [2]])
     """
     check_tensor("nonzero", input)
-    array = input._address_array()
     if as_tuple:
-        return tuple(tensor_of(places) for places in np.nonzero(np.atleast_1d(array)))
-    return tensor_of(np.argwhere(array))
+        return (input.reshape(1) if input.ndim == 0 else input).nonzero().unbind(1)  # type: ignore[attr-defined]
+    return computed_rows("nonzero", np.argwhere, input)
 
 
 def argwhere(input: Tensor) -> Tensor:

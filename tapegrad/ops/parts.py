@@ -12,7 +12,7 @@ from tapegrad import dtypes
 from tapegrad.metadata import check_dim
 from tapegrad.ops._arguments import check_tensor, integers
 from tapegrad.ops._public import export
-from tapegrad.ops._reading import reads_values
+from tapegrad.ops._reading import computed_rows, require
 from tapegrad.ops._view import ViewOp
 from tapegrad.ops.convert import clone
 from tapegrad.ops.indexing import FULL, basic_view
@@ -263,7 +263,6 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
     return repeat(input, (1,) * (input.ndim - len(times)) + times)
 
 
-@reads_values
 def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: Any = None) -> Tensor:
     """Each element of a dimension several times in a row.
 
@@ -277,12 +276,9 @@ def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None
     >>> tg.repeat_interleave(tg.tensor([1, 2]), 2)
     tensor([1, 1, 2, 2])
     """
-    from tapegrad.creation import from_copy
-
     check_tensor("repeat_interleave", input)
     if repeats is None:
-        counts = _repeat_counts(input)
-        return from_copy(np.repeat(np.arange(counts.size), counts))
+        return _repeated_places(input)
     x = flatten(input) if dim is None else input
     d = check_dim(dim or 0, x.ndim)
     if isinstance(repeats, Sequence):
@@ -290,15 +286,15 @@ def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None
 
         repeats = tensor(repeats)
     if isinstance(repeats, Tensor):
-        counts = _repeat_counts(repeats if repeats.ndim else repeats.reshape(1))
-        if counts.size == 1:
-            counts = np.broadcast_to(counts, x.shape[d : d + 1])
-        if counts.size != x.shape[d]:
+        counts = repeats if repeats.ndim else repeats.reshape(1)  # type: ignore[attr-defined]
+        if tuple(counts.shape) == (1,):
+            counts = expand(counts, (x.shape[d],))
+        if counts.numel() != x.shape[d] and counts.ndim == 1:
             raise RuntimeError(
-                f"repeats must have the same size as input along dim, but got repeats.size(0) = {counts.size} and "
+                f"repeats must have the same size as input along dim, but got repeats.size(0) = {counts.numel()} and "
                 f"input.size({d}) = {x.shape[d]}"
             )
-        return x.index_select(d, from_copy(np.repeat(np.arange(counts.size), counts)))
+        return x.index_select(d, _repeated_places(counts))  # type: ignore[attr-defined]
     n = repeats.__index__()
     if n < 0:
         raise RuntimeError("Repeats must be non-negative")
@@ -307,15 +303,19 @@ def repeat_interleave(input: Tensor, repeats: Any = None, dim: int | None = None
     return view(clone(wide), (*shape[:d], shape[d] * n, *shape[d + 1 :]))
 
 
-def _repeat_counts(t: Tensor) -> np.ndarray:
-    if t.ndim != 1:
+def _repeated_places(counts: Tensor) -> Tensor:
+    # each place of a vector as often as its element says
+    if counts.ndim != 1:
         raise RuntimeError("repeat_interleave only accept 1D vector as repeat")
-    if t.dtype not in (dtypes.int64, dtypes.int32):
+    if counts.dtype not in (dtypes.int64, dtypes.int32):
         raise RuntimeError("repeats has to be Long or Int tensor")
-    counts = t._address_array().copy()
-    if counts.size and counts.min() < 0:
-        raise RuntimeError("repeats can not be negative")
-    return counts
+    if counts.numel():
+        require(counts.amin() >= 0, RuntimeError("repeats can not be negative"))  # type: ignore[attr-defined]
+    return computed_rows("repeat_interleave", _each_times, counts)
+
+
+def _each_times(counts: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(counts)), np.maximum(counts, 0))
 
 
 def fliplr(input: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp, kernel_op
 from tapegrad.ops._operands import broadcast_shapes, cast, constant, number_dtype
 from tapegrad.ops._public import export
-from tapegrad.ops._reading import computed, reads_values
+from tapegrad.ops._reading import computed
 from tapegrad.ops._rows import (
     gather_along,
     gathering,
@@ -61,7 +61,8 @@ def _within(places: np.ndarray, low: int, high: int, error: type[Exception], mes
 
 def _checked(index: Tensor, low: int, high: int, error: type[Exception], message: str) -> Tensor:
     """An index counted from the front; places outside of ``[low, high)`` are refused with a message about ``{index}``."""
-    return computed(functools.partial(_within, low=low, high=high, error=error, message=message), index)
+    within = functools.partial(_within, low=low, high=high, error=error, message=message)
+    return computed(within, index, stretches=(0,))
 
 
 def _check_rows(name: str, x: Tensor, dim: int, index: Any, error: type[Exception], message: str) -> tuple[int, Tensor]:
@@ -139,7 +140,6 @@ def gather_op(op, x, dim, index):
     return _picked(op, x, dim, index)
 
 
-@reads_values
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """Elements picked along a dimension: ``out[i][j] = input[index[i][j]][j]`` for ``dim=0``.
 
@@ -160,7 +160,6 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     return gather_op(input, *_check_along("gather", input, dim, index))
 
 
-@reads_values
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """`gather` with broadcasting; without `dim` from the flattened tensor."""
     check_tensor("take_along_dim", input)
@@ -234,7 +233,6 @@ def gather_from(g: Tensor, index: Tensor, words: Sequence[int]) -> Tensor:
     return gather_op(g, words[0], index)
 
 
-@reads_values
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None) -> Tensor:
     """A copy with elements of `src` written along a dimension: ``out[index[i][j]][j] = src[i][j]`` for ``dim=0``.
 
@@ -261,7 +259,6 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: A
     return _scatter_number(input, d, index, constant(source, input.dtype))
 
 
-@reads_values
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy with elements of `src` added along a dimension; see `scatter`.
 
@@ -291,7 +288,6 @@ def select_rows(op, x, dim, index):
     return take_rows(op, x, index, dim, dim + 1, (*x.shape[:dim], index.numel(), *x.shape[dim + 1 :]))
 
 
-@reads_values
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The given places of a dimension.
 
@@ -328,7 +324,6 @@ def look_up(op, weight, index, padding_idx):
     return take_rows(op, weight, index, 0, 1, (*index.shape, *weight.shape[1:]), padding_idx)
 
 
-@reads_values
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """Rows of `weight` looked up by number.
 
@@ -366,7 +361,6 @@ def take_op(op, x, index):
     return take_rows(op, x, index, 0, x.ndim, index.shape)
 
 
-@reads_values
 def take(input: Tensor, index: Tensor) -> Tensor:
     """Elements of the flattened tensor, in the shape of the index.
 
@@ -433,7 +427,6 @@ def _put_along(name: str, op: KernelOp, x: Tensor, dim: int, index: Any, source:
     return op(x, d, index, source)
 
 
-@reads_values
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
     """A copy with the rows of `source`, times `alpha`, added to the given places of a dimension."""
     if alpha != 1:
@@ -441,13 +434,11 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     return _put_along("index_add", _add_rows, input, dim, index, source)
 
 
-@reads_values
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy with the rows of `source` written to the given places of a dimension."""
     return _put_along("index_copy", _copy_rows, input, dim, index, source)
 
 
-@reads_values
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy with one value at the given places of a dimension."""
     return _put_along("index_fill", _fill_rows, input, dim, index, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,8 @@ from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import KernelOp
 from tapegrad.ops._operands import result_type
 from tapegrad.ops._public import export
-from tapegrad.ops._reading import computed, reads_values
+from tapegrad.ops._reading import computed, computed_rows, runs_again
 from tapegrad.ops._rows import gather_along, gathering
-from tapegrad.ops.indexing import tensor_of
 from tapegrad.tensor import Tensor
 
 
@@ -64,17 +63,19 @@ _at_top = _picking_op("at_top", "TopkBackward0")
 _at_rank = _picking_op("at_rank", "KthvalueBackward0")
 
 
-def _order(array: np.ndarray, d: int, descending: bool) -> np.ndarray:
+def _order_along(x: Tensor, d: int, descending: bool, places: Sequence[int] | None = None) -> Tensor:
+    # the order of a dimension, or some of it; the dimension is counted from the end, as others may come in front
+    found = functools.partial(_order, d=d - x.ndim, descending=descending, places=places)
+    return computed(found, x, stretches=(0,))
+
+
+def _order(array: np.ndarray, d: int, descending: bool, places: Sequence[int] | None) -> np.ndarray:
     # stable, NaN the largest; the order from above is that of the reversed array read backwards
-    if not descending:
-        return np.argsort(array, d, kind="stable")
-    order = np.flip(np.argsort(np.flip(array, d), d, kind="stable"), d)
-    return array.shape[d] - 1 - order
-
-
-def _first_places(array: np.ndarray, d: int, descending: bool, places: Any) -> np.ndarray:
-    # some of the order only
-    return np.take(_order(array, d, descending), places, d)
+    if descending:
+        order = array.shape[d] - 1 - np.flip(np.argsort(np.flip(array, d), d, kind="stable"), d)
+    else:
+        order = np.argsort(array, d, kind="stable")
+    return order if places is None else np.take(order, places, d)
 
 
 def _line(x: Tensor) -> tuple[Tensor, bool]:
@@ -90,7 +91,6 @@ def _with_order(
     return op(x, d, order, shape), order.reshape(tuple(shape))  # type: ignore[attr-defined]
 
 
-@reads_values
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> sort_result:
     """Elements in order along a dimension, and where each was.
 
@@ -107,17 +107,16 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
     check_tensor("sort", input)
     d = check_dim(dim, input.ndim)
     x, scalar = _line(input)
-    order = computed(functools.partial(_order, d=d, descending=descending), x)
+    order = _order_along(x, d, descending)
     return sort_result(*_with_order(_in_order, x, d, order, () if scalar else None))
 
 
-@reads_values
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
     """Where the elements of a sorted dimension were."""
     check_tensor("argsort", input)
     d = check_dim(dim, input.ndim)
     x, _ = _line(input)
-    return computed(functools.partial(_order, d=d, descending=descending), x).reshape(input.shape)  # type: ignore[attr-defined]
+    return _order_along(x, d, descending).reshape(input.shape)  # type: ignore[attr-defined]
 
 
 def msort(input: Tensor) -> Tensor:
@@ -125,7 +124,6 @@ def msort(input: Tensor) -> Tensor:
     return sort(input, 0).values
 
 
-@reads_values
 def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> topk_result:
     """The `k` largest (or smallest) elements along a dimension, in order, and where each was.
 
@@ -139,11 +137,10 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
     n = x.shape[d]
     if not 0 <= k <= n:
         raise RuntimeError(f"topk: selected index k out of range: k = {k}, dimension {d} has size {n}")
-    order = computed(functools.partial(_first_places, d=d, descending=largest, places=range(k)), x)
+    order = _order_along(x, d, largest, range(k))
     return topk_result(*_with_order(_at_top, x, d, order, () if scalar and k == 1 else None))
 
 
-@reads_values
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kthvalue_result:
     """The `k`-th smallest element along a dimension, and where it was."""
     check_tensor("kthvalue", input)
@@ -152,7 +149,7 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kth
     n = x.shape[d]
     if not 1 <= k <= n:
         raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {d}: k = {k}, size {n}")
-    order = computed(functools.partial(_first_places, d=d, descending=False, places=[k - 1]), x)
+    order = _order_along(x, d, False, [k - 1])
     shape = order.shape if keepdim and not scalar else order.shape[:d] + order.shape[d + 1 :]
     return kthvalue_result(*_with_order(_at_rank, x, d, order, shape))
 
@@ -160,7 +157,6 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> kth
 # distinct elements
 
 
-@reads_values
 def unique(
     input: Tensor,
     sorted: bool = True,
@@ -183,44 +179,61 @@ def unique(
     """
     check_tensor("unique", input)
     d = None if dim is None else check_dim(dim, input.ndim)
-    array = input._address_array()
-    values, inverse, counts = np.unique(array, return_inverse=True, return_counts=True, axis=d, equal_nan=False)
-    inverse = inverse.reshape(array.shape if d is None else -1)
-    return _with_extras(values, inverse, counts, return_inverse, return_counts)
+    return _distinct("unique", functools.partial(_sorted_rows, dim=d), input, d, return_inverse, return_counts)
 
 
-def _with_extras(values: Any, inverse: Any, counts: Any, return_inverse: bool, return_counts: bool) -> Any:
-    found = [from_copy(values)]
-    if return_inverse:
-        found.append(tensor_of(inverse))
-    if return_counts:
-        found.append(tensor_of(counts))
-    return found[0] if len(found) == 1 else tuple(found)
+# the distinct rows along axis 0, which of them each row is, and how often each appears
+_Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@reads_values
+def _sorted_rows(array: np.ndarray, dim: int | None) -> _Found:
+    values, inverse, counts = np.unique(array, return_inverse=True, return_counts=True, axis=dim, equal_nan=False)
+    return np.moveaxis(values, dim or 0, 0), inverse.reshape(array.shape if dim is None else -1), counts
+
+
+def _rows_in_runs(array: np.ndarray, dim: int | None) -> _Found:
+    lines = array.reshape(-1, 1) if dim is None else np.moveaxis(array, dim, 0)
+    n = lines.shape[0]
+    differs = (lines[1:] != lines[:-1]).reshape(max(n - 1, 0), -1).any(1)
+    starts = np.concatenate([np.ones(min(n, 1), bool), differs])
+    places = np.flatnonzero(starts)
+    inverse, counts = np.cumsum(starts) - 1, np.diff(np.append(places, n))
+    if dim is None:
+        return array.reshape(-1)[places], inverse.reshape(array.shape), counts
+    return lines[places], inverse, counts
+
+
+def _distinct(
+    name: str, find: Callable[[np.ndarray], _Found], x: Tensor, d: int | None, return_inverse: bool, return_counts: bool
+) -> Any:
+    wanted = [0, *([1] if return_inverse else []), *([2] if return_counts else [])]
+    if runs_again((x,)):
+        parts = [computed_rows(name, functools.partial(_one_of, find, k), x) for k in wanted]
+    else:
+        found = find(x._address_array())
+        parts = [from_copy(found[k]) for k in wanted]
+    if d:
+        parts[0] = parts[0].movedim(0, d).contiguous()  # type: ignore[attr-defined]
+    return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _one_of(find: Callable[[np.ndarray], _Found], k: int, array: np.ndarray) -> np.ndarray:
+    return find(array)[k]
+
+
 def unique_consecutive(
     input: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
 ) -> Any:
     """The elements with runs of equal ones reduced to one."""
     check_tensor("unique_consecutive", input)
-    array = input._address_array()
-    lines = array.reshape(-1, 1) if dim is None else np.moveaxis(array, check_dim(dim, array.ndim), 0)
-    n = lines.shape[0]
-    differs = (lines[1:] != lines[:-1]).reshape(max(n - 1, 0), -1).any(1)
-    starts = np.concatenate([np.ones(min(n, 1), bool), differs])
-    places = np.flatnonzero(starts)
-    inverse = np.cumsum(starts) - 1
-    counts = np.diff(np.append(places, n))
-    values = array.reshape(-1)[places] if dim is None else np.take(array, places, check_dim(dim, array.ndim))
-    inverse = inverse.reshape(array.shape) if dim is None else inverse
-    return _with_extras(values, inverse, counts, return_inverse, return_counts)
+    d = None if dim is None else check_dim(dim, input.ndim)
+    find = functools.partial(_rows_in_runs, dim=d)
+    return _distinct("unique_consecutive", find, input, d, return_inverse, return_counts)
 
 
 # searching
 
 
-@reads_values
 def searchsorted(
     sorted_sequence: Tensor,
     input: Any,
@@ -262,7 +275,9 @@ def searchsorted(
         )
     kind = np.int32 if out_int32 else np.int64
     given = (lines, values) if sorter is None else (lines, values, sorter)
-    return computed(functools.partial(_places_in, where=where, kind=kind), *given)
+    # values of any shape go into one line
+    stretches = (1,) if lines.ndim == 1 and sorter is None else ()
+    return computed(functools.partial(_places_in, where=where, kind=kind), *given, stretches=stretches)
 
 
 def _places_in(
@@ -287,7 +302,6 @@ def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right:
     return searchsorted(boundaries, input, out_int32=out_int32, right=right)
 
 
-@reads_values
 def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
     """Whether each element is one of others.
 
@@ -302,7 +316,7 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False, inve
         others = second.astype(common).ravel()
         return np.isin(first.astype(common), others, assume_unique=assume_unique, invert=invert)
 
-    return computed(is_in, *given)
+    return computed(is_in, *given, stretches=(0,))
 
 
 for _function in (sort, argsort, msort, topk, kthvalue, unique, unique_consecutive):

@@ -8,7 +8,7 @@ import gc
 import sys
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -298,6 +298,20 @@ class Compiled(Callables):
             made = Compiled(value_and_grad(self.function, argnums, has_aux), tuple(self._static), self._most)
             derived = self._derived.setdefault((argnums, has_aux), made)
         return derived
+
+    def transformed(self, name: Hashable, transformation: Callable) -> Compiled:
+        """A transformation of this function, compiled; the same one for equal names.
+
+        Args:
+            name: says what the transformation does.
+            transformation: a function of the same arguments.
+        """
+        made = Compiled(transformation, tuple(self._static), self._most)
+        made._name, made._watched = self._name, self._watched
+        try:
+            return self._derived.setdefault(name, made)
+        except TypeError:  # arguments of the transformation that are not hashable
+            return made
 
     def native(self, *args: Any, argnums: int | tuple[int, ...] = 0) -> Native:
         """The function for a user's own compiled code: ``value = f(*args, *gradients)``, without Python.

@@ -13,7 +13,9 @@ from tapegrad import _tree
 from tapegrad.autograd.watching import timer_of_thread
 from tapegrad.engine.programs import FINISHED
 from tapegrad.engine.runtime import rt
+from tapegrad.func._computing import noting_failures
 from tapegrad.program.capture import Argument, Captured
+from tapegrad.program.draws import DrawnForSamples
 from tapegrad.program.fusion import Fusing
 from tapegrad.program.native import ALONE, Native, Replica, address_of_array
 from tapegrad.program.program import KernelRaised, address_of
@@ -55,6 +57,7 @@ class Path:
         self.looked_at = [np.frombuffer(expected, np.uint8) for expected in looked_at]
         self.outside = [(k, v.source) for k, v in enumerate(code.inputs) if isinstance(v.source, Captured)]
         self.arguments = [(k, v.source.position) for k, v in enumerate(code.inputs) if isinstance(v.source, Argument)]
+        self.drawn = [(k, v.source) for k, v in enumerate(code.inputs) if isinstance(v.source, DrawnForSamples)]
         self.replays = 0
         self._pool: list[Replica] = []
 
@@ -73,7 +76,15 @@ class Path:
         """Bytes of memory that one sample takes in a replica and among the results."""
         return self.kept_of_sample() + sum(v.nbytes() for v in self.code.outputs) // self.block
 
-    def run(self, sources: Sequence[np.ndarray], mapped: Sequence[bool], count: int, outs: list[np.ndarray]) -> bool:
+    def run(
+        self,
+        sources: Sequence[np.ndarray],
+        mapped: Sequence[bool],
+        count: int,
+        outs: list[np.ndarray],
+        draws: Sequence[np.ndarray] = (),
+        raised: np.ndarray | None = None,
+    ) -> bool:
         """Run on some samples.
 
         Args:
@@ -81,6 +92,8 @@ class Path:
             mapped: which of them have samples along their first axis.
             count: number of samples.
             outs: where results go, and what was looked at, with samples along the first axis.
+            draws: the random numbers, in order; contiguous.
+            raised: if given, samples that an exception is raised for, which may be since they do not take this path, are set in it.
 
         Returns:
             Whether what the function looked at outside of the samples is what it was.
@@ -96,6 +109,9 @@ class Path:
         for k, p in self.arguments:
             first[k] = address_of_array(sources[p])
             step[k] = sources[p].strides[0] if mapped[p] else 0
+        for (k, numbers), array in zip(self.drawn, draws, strict=True):
+            first[k] = address_of_array(array)
+            step[k] = array.strides[0] if numbers.mapped else 0
         end = count - self.block
         rest = count % self.block
         last[:] = first + end * step
@@ -110,11 +126,12 @@ class Path:
         self._fuse(self.replays)
 
         def run(some: range) -> bool:
-            return self._run(first + some.start * self.block * step, self.block * step, len(some))
+            at = some.start * self.block
+            return self._run(first + at * step, self.block * step, len(some), at, raised)
 
         done = all(_shared_out(run, range(blocks), count * self.nbytes_of_sample() > _WORTH_THREADS))
         if rest:  # the last block begins early, so that it is whole
-            done = self._run(last, step, 1) and done
+            done = self._run(last, step, 1, end, raised) and done
         for array, tail in zip(outs, tails, strict=bool(rest)):
             array[count - rest :] = tail[self.block - rest :]
         return done
@@ -132,19 +149,37 @@ class Path:
         if code is not None:
             self.native, self._pool = Native(code), []
 
-    def _run(self, first: np.ndarray, moves: np.ndarray, count: int) -> bool:
-        # some blocks, the first at some addresses
+    def _run(self, first: np.ndarray, moves: np.ndarray, count: int, at: int, raised: np.ndarray | None) -> bool:
+        # some blocks, the first at some addresses and with some sample
         try:
             replica = self._pool.pop()
         except IndexError:  # others use them all
             replica = Replica(self.native, ALONE)
         replica.addresses[: len(first)] = first
-        if replica.run_blocks(moves, count) != FINISHED:
+        if raised is not None and self.native.calls:
+            answer = self._run_apart(replica, moves, count, at, raised)
+        else:
+            answer = replica.run_blocks(moves, count)
+        if answer != FINISHED:
             if not isinstance(replica.stopped(), Guard):
                 raise KernelRaised
             return False
         self._pool.append(replica)
         return True
+
+    def _run_apart(self, replica: Replica, moves: np.ndarray, count: int, at: int, raised: np.ndarray) -> int:
+        # as the replica's `run_blocks`, with what raises noted
+        for first in range(at, at + count * self.block, self.block):
+            try:
+                with noting_failures() as noted:
+                    answer = replica.run()
+            except Exception:  # of what the samples share
+                answer, noted = FINISHED, set(range(self.block))
+            raised[[first + k for k in noted]] = True
+            if answer != FINISHED:
+                return answer
+            replica.addresses += moves
+        return FINISHED
 
 
 # threads

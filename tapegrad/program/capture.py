@@ -7,6 +7,7 @@ an operation is a value of its own: a write in place makes a new value, as it do
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,8 +17,7 @@ import numpy as np
 from tapegrad import dtypes, errors, random
 from tapegrad.autograd.function import function_op, output_op
 from tapegrad.autograd.rows import Row, dtype_of, handle, operands, read_row
-from tapegrad.autograd.sampling import differ
-from tapegrad.autograd.tracing import noting, recorder_of_thread, transforming
+from tapegrad.autograd.tracing import Draw, noting, recorder_of_thread, transforming
 from tapegrad.autograd.watching import intercepting, source_line, unwatched
 from tapegrad.creation import from_copy
 from tapegrad.engine import structs
@@ -32,7 +32,7 @@ from tapegrad.engine.tape import (
     LOOK_VERSION,
 )
 from tapegrad.func._batching import call_of, lanes_op
-from tapegrad.func._looping import loop_op
+from tapegrad.func._computing import computed_op
 from tapegrad.metadata import layout_facts
 from tapegrad.ops._kernel import KernelOp, filled_op
 from tapegrad.ops._pointwise import Pointwise
@@ -192,19 +192,28 @@ class Capture:
             self._input(twin, Captured(_owner(k)))
         return twin._id
 
-    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
+    def drawn(self, draw: Draw, shape: tuple[int, ...], generator: random.Generator, samples: int = 0) -> Tensor:
         """Random numbers, to be drawn again at each run.
 
         Raises:
             RuntimeError: if the function has set the generator's state, which a run does not repeat.
         """
-        if any(generator is g for g in self._seeded):
-            raise RuntimeError(errors.COMPILE_SEEDED.format(_where()))
+        self.check_not_seeded(generator)
         if not any(generator is g for g, _ in self._generators):
             self._generators.append((generator, generator.get_state()))
-        made = draw()
-        self._input(made, Drawn(draw, generator))
+        source = Drawn(lambda: draw(shape), generator)
+        made = source.draw()
+        self._input(made, source)
         return made
+
+    def check_not_seeded(self, generator: random.Generator) -> None:
+        """Refuse to draw from a generator whose state the function has set.
+
+        Raises:
+            RuntimeError: if it has.
+        """
+        if any(generator is g for g in self._seeded):
+            raise RuntimeError(errors.COMPILE_SEEDED.format(_where()))
 
     def rebound(self, target: Tensor, value: Tensor) -> None:
         """Refuse an assignment to `.data` that depends on inputs.
@@ -353,13 +362,9 @@ class Capture:
 
     def _add(self, row: Row, k: int) -> None:
         op = row.op
-        if op is filled_op or op is function_op or op is output_op or (op is clone and k in self.values):
-            return  # known from what else was recorded: fillings from the kernel's row, results of functions from their bodies
-        if op is loop_op:
-            raise RuntimeError(
-                f"compile: vmap calls a function that reads values once a sample ({source_line()}), which cannot be recorded; compile the function "
-                "that is mapped, not the one that maps it"
-            )
+        if op in (filled_op, function_op, output_op, computed_op) or (op is clone and k in self.values):
+            # known from what else is recorded: the kernel's row, the functions' bodies, the call for all samples
+            return
         if op is lanes_op:
             self._define(k, self._of_samples(call_of(k)))
             return
@@ -464,16 +469,7 @@ class Capture:
         return True
 
     def computed(self, function: Callable[..., np.ndarray], tensors: Sequence[Tensor]) -> Tensor:
-        """Have each run call a NumPy function of values.
-
-        Raises:
-            RuntimeError: inside `vmap`, if the values differ between samples: it would be called for the first one only.
-        """
-        if differ(tensors):
-            raise RuntimeError(
-                f"compile: a NumPy function of values that differ between the samples of vmap ({source_line()}) cannot be recorded; compile the "
-                "function that is mapped, not the one that maps it"
-            )
+        """Have each run call a NumPy function of values."""
         arrays = [t._memory_array() for t in tensors]
         for array in arrays:
             array.flags.writeable = False

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,19 +17,22 @@ import numpy as np
 
 from tapegrad import _tree, dtypes
 from tapegrad.autograd import sampling
-from tapegrad.autograd.tracing import depth
+from tapegrad.autograd.sampling import is_sampling
+from tapegrad.autograd.tracing import bare, depth
 from tapegrad.creation import as_tensor, from_numpy
 from tapegrad.engine.runtime import rt
 from tapegrad.func import _vmap
 from tapegrad.func._vmap import Mapping, checked_call, run_mapping, trace_sample
-from tapegrad.grad_mode import is_grad_enabled
-from tapegrad.program._compile import Compiled
+from tapegrad.grad_mode import is_grad_enabled, set_grad_enabled
 from tapegrad.program.blocks import Path, Result
-from tapegrad.program.capture import Capture, capturing
+from tapegrad.program.capture import capturing
+from tapegrad.program.draws import BlockCapture, Draws, drawing_for
 from tapegrad.program.environment import Environment
 from tapegrad.program.native import empty_array
 from tapegrad.program.passes import optimised
 from tapegrad.program.program import KernelRaised, Outdated
+from tapegrad.program.regrouped import mapped_by_paths, refuse_kinds, results_of_sample
+from tapegrad.program.transformed import compiled_within, described
 from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor
 
@@ -47,13 +49,6 @@ class Unrecordable(RuntimeError):
     """What a function does cannot be recorded for blocks of samples."""
 
 
-class _Capture(Capture):
-    # a function while it runs on the first sample of a block
-    def drawn(self, draw: Any, generator: Any) -> Tensor:
-        """Refuse random numbers."""
-        raise Unrecordable("random numbers")
-
-
 class _Kind:
     # what is known for arguments of one signature
     def __init__(self, environment: Environment) -> None:
@@ -61,6 +56,7 @@ class _Kind:
         self.paths: dict[int, list[Path]] = {}  # by samples of a block
         self.block = 0  # how many samples a block should have, 0 if not known yet
         self.mapped_only = False  # the function cannot be recorded
+        self.steered = False  # nor mapped eagerly
 
 
 class Lanes:
@@ -73,6 +69,7 @@ class Lanes:
         function: of one sample; see `vmap`.
         in_dims: as there.
         out_dims: as there.
+        randomness: as there.
 
     Attributes:
         captures: how many programs were recorded.
@@ -85,9 +82,9 @@ class Lanes:
            [-2.,  3.]])
     """
 
-    def __init__(self, function: Callable, in_dims: Any = 0, out_dims: Any = 0) -> None:
-        self._function, self._in_dims, self._out_dims = function, in_dims, out_dims
-        compiled = _compiled_within(function)
+    def __init__(self, function: Callable, in_dims: Any = 0, out_dims: Any = 0, randomness: str = "error") -> None:
+        self._function, self._in_dims, self._out_dims, self.randomness = function, in_dims, out_dims, randomness
+        compiled = compiled_within(function)
         self._watched = function if compiled is None else compiled._watched
         self._kinds: dict[Any, _Kind] = {}
         self._lock = threading.RLock()
@@ -121,18 +118,21 @@ class Lanes:
         """
         call = checked_call(self._function, args, kwargs, self._in_dims)
         key = self._key(call)
-        data = [v for v in call.values if isinstance(v, Tensor)]
-        if key is None or depth() or capturing() or (is_grad_enabled() and any(t.requires_grad for t in data)):
+        if key is None or capturing() or is_sampling():
             return self._mapped(call, out)
+        kind = self._kind(key)
+        if kind.mapped_only:
+            return self._mapped(call, out)
+        return _Run(self, call, kind, out, failed).result()
+
+    def _kind(self, key: Any) -> _Kind:
         with self._lock:
             kind = self._kinds.get(key)
             if kind is None or not kind.environment.is_same():
                 kind = self._kinds[key] = _Kind(Environment(self._watched))
                 while len(self._kinds) > _KINDS:
                     del self._kinds[next(iter(self._kinds))]
-        if kind.mapped_only:
-            return self._mapped(call, out)
-        return _Run(self, call, kind, out, failed).result()
+        return kind
 
     def _key(self, call: Mapping) -> Any:
         key: list[Any] = [dtypes.get_default_dtype(), call.structures]
@@ -149,12 +149,9 @@ class Lanes:
         return tuple(key) if call.size else None
 
     def _mapped(self, call: Mapping, out: Sequence[np.ndarray] | None) -> Any:
-        found = run_mapping(call, self._out_dims)
+        found = run_mapping(call, self._out_dims, self.randomness)
         if out is not None:
-            leaves = [t.detach().numpy() for t in _tree.flatten(found)[0]]
-            _check_out(out, [(a.shape, a.dtype) for a in leaves])
-            for array, leaf in zip(out, leaves, strict=True):
-                array[...] = leaf
+            _write_out(out, [t.detach().numpy() for t in _tree.flatten(found)[0]])
             return out
         if call.as_arrays and not depth() and not capturing():
             return _tree.map_leaves(lambda t: t.detach().numpy() if isinstance(t, Tensor) else t, found)
@@ -191,48 +188,85 @@ class _Run:
         self.places = [p for p, v in enumerate(call.values) if isinstance(v, Tensor)]
         self.mapped = [call.dims[p] is not None for p in self.places]
         self.sources = [self._source(p) for p in self.places]
+        self.as_tensors = out is None and (bool(depth()) or not call.as_arrays)
+        self.draws = Draws(call.size, lanes.randomness)
         self.outs: list[np.ndarray] | None = None
         self.of_sample: list[Result] = []
         self.structure: _tree.Structure | None = None
+        self.unrecordable = False
+        self.seeking = False  # paths only: a sample without one is to run later
+        self.took = np.zeros(call.size, np.int64)  # by sample the number of its path, 0 for one that ran alone
 
     def _source(self, p: int) -> np.ndarray:
-        array = self.call.values[p].detach().numpy()
+        array = bare(self.call.values[p]).numpy()
         dim = self.call.dims[p]
         return np.require(np.moveaxis(array, dim, 0) if dim else array, requirements=["C", "A"])
 
     def result(self) -> Any:
         """The results of all samples."""
-        try:
-            self._compute()
-        except _Unfit:
+        if not self._needs_tape():
             try:
-                return self.lanes._mapped(self.call, self.out)
+                self._compute()
+                return self._handed_out(self.outs)
+            except _Unfit:
+                pass
+        if not self.kind.steered:
+            try:
+                with drawing_for(self.draws, np.arange(self.call.size)):
+                    found = self.lanes._mapped(self.call, self.out)
+                self.kind.mapped_only = self.unrecordable
+                return found
             except sampling.SteeredByValues:
-                if any(t.requires_grad for t in self.call.values if isinstance(t, Tensor)):
-                    raise
-                self._one_by_one(np.arange(self.call.size))
+                self.kind.steered = True
+        if not self.as_tensors:
+            self.outs = None
+            self._one_by_one(np.arange(self.call.size))
+            return self._handed_out(self.outs)
+        self._find_paths()
+        self.structure, found = mapped_by_paths(self.call, self.took, self.draws)
+        return self._handed_out(found)
+
+    def _needs_tape(self) -> bool:
+        # whether an argument carries a gradient or a trace on to the results
+        if not self.as_tensors:
+            return False
+        data = (v for v in self.call.values if isinstance(v, Tensor))
+        return bool(depth()) or (is_grad_enabled() and any(t.requires_grad for t in data))
+
+    def _find_paths(self) -> None:
+        # which sample takes which path
+        self.outs, self.took[:] = None, 0
+        self.seeking = True
+        if not self.unrecordable:
+            with contextlib.suppress(_Unfit), set_grad_enabled(False):
+                self._compute()
+
+    def _handed_out(self, wholes: Sequence[Any] | None) -> Any:
+        # the results, arrays or tensors with the samples in front, as `vmap` returns them
         if self.out is not None:
             return self.out
         assert self.structure is not None
-        assert self.outs is not None
+        assert wholes is not None
         places = _tree.spread(self.lanes._out_dims, self.structure)
         if places is None:
             return self.lanes._mapped(self.call, None)  # which says what is wrong
         made = []
-        for array, place in zip(self.outs, places, strict=True):
-            if place is None:
-                whole = self._the_same(array)
-            else:
-                whole = np.moveaxis(array, 0, place) if place else array
-            made.append(whole if self.call.as_arrays else from_numpy(whole))
+        for whole, place in zip(wholes, places, strict=True):
+            if isinstance(whole, Tensor):
+                moved = whole.movedim(0, place) if place else whole  # type: ignore[attr-defined]
+                made.append(self._the_same(whole) if place is None else moved)
+                continue
+            array = self._the_same(whole).copy() if place is None else np.moveaxis(whole, 0, place) if place else whole
+            made.append(from_numpy(array) if self.as_tensors else array)
         return _tree.unflatten(made, self.structure)
 
-    def _the_same(self, array: np.ndarray) -> np.ndarray:
+    def _the_same(self, whole: Any) -> Any:
         # a result that is not mapped
+        array = bare(whole).numpy() if isinstance(whole, Tensor) else whole
         if any(row.tobytes() != array[0].tobytes() for row in array):
             name = getattr(self.call.func, "__name__", repr(self.call.func))
             raise ValueError(f"vmap({name}, ...): `{name}` can not return a BatchedTensor when out_dim is None")
-        return array[0].copy()
+        return whole[0]
 
     def _compute(self) -> None:
         # one path after the other, each time that of the first sample without results: so earlier calls do not matter
@@ -259,6 +293,7 @@ class _Run:
                 return self._one_by_one(todo)
             if not done[0]:  # a value that is not the same each time
                 return self._one_by_one(todo)
+            self.took[todo[done]] = followed
             todo = todo[~done]
         return None
 
@@ -279,8 +314,10 @@ class _Run:
     def _takes(self, path: Path, n: int) -> bool:
         # whether a sample takes a path
         outs = [empty_array((path.block, *r.shape), r.dtype) for r in (*path.results, *path.guards)]
-        ran = path.run(self._gathered(np.full(path.block, n)), self.mapped, path.block, outs)
-        return ran and bool(path.same(outs[len(path.results) :], path.block)[0])
+        raised = np.zeros(path.block, bool)
+        copies = np.full(path.block, n)
+        ran = path.run(self._gathered(copies), self.mapped, path.block, outs, self._drawn(path, copies), raised)
+        return ran and bool(path.same(outs[len(path.results) :], path.block)[0]) and not raised[0]
 
     def _block(self) -> int:
         # how many samples run at once; no more than leave something to do for several cores
@@ -295,21 +332,25 @@ class _Run:
 
     def _along(self, path: Path, todo: np.ndarray) -> np.ndarray:
         # run some samples; which of them took the path
-        if path.tracked and is_grad_enabled():
+        if path.tracked and is_grad_enabled() and self.as_tensors:
             raise _Unfit
         whole = len(todo) == self.call.size
         self._agree(path)
         assert self.outs is not None
-        count, sources = len(todo), self.sources
+        count, sources, chosen = len(todo), self.sources, None
         if not whole:
             count = max(count, path.block)
-            sources = self._gathered(np.concatenate([todo, np.full(count - len(todo), todo[0])]))
+            chosen = np.concatenate([todo, np.full(count - len(todo), todo[0])])
+            sources = self._gathered(chosen)
         # what is written for samples of other paths is written again
         outs = self.outs if whole else [empty_array((count, *r.shape), r.dtype) for r in path.results]
         looked_at = [empty_array((count, *r.shape), r.dtype) for r in path.guards]
-        if not path.run(sources, self.mapped, count, [*outs, *looked_at]):
+        raised = np.zeros(count, bool) if path.guards or self.failed is not None else None
+        if not path.run(sources, self.mapped, count, [*outs, *looked_at], self._drawn(path, chosen), raised):
             return np.zeros(len(todo), bool)
         done = path.same(looked_at, count)[: len(todo)]
+        if raised is not None:
+            done &= ~raised[: len(todo)]
         if not whole:
             for array, found in zip(self.outs, outs, strict=True):
                 array[todo[done]] = found[: len(todo)][done]
@@ -317,6 +358,11 @@ class _Run:
 
     def _gathered(self, chosen: np.ndarray) -> list[np.ndarray]:
         return [a[chosen] if m else a for a, m in zip(self.sources, self.mapped, strict=True)]
+
+    def _drawn(self, path: Path, chosen: np.ndarray | None) -> list[np.ndarray]:
+        # the random numbers of a path, of all samples or some
+        wholes = [(s, self.draws.numbers(place, s)) for place, (_, s) in enumerate(path.drawn)]
+        return [a if chosen is None or not s.mapped else a[chosen] for s, a in wholes]
 
     def _agree(self, made: Path | _Single) -> None:
         # all samples have results of one kind
@@ -327,19 +373,13 @@ class _Run:
                 _check_out(self.out, facts)
             self.outs = list(self.out) if self.out is not None else [empty_array(*f) for f in facts]
         elif made.structure != self.structure or list(made.results) != self.of_sample:
-            raise RuntimeError(
-                f"vmap: samples take paths whose results differ in structure, shape or dtype: {_shown(self.of_sample)} and "
-                f"{_shown(made.results)}; return results of the same kind on every path, or loop over the samples"
-            )
+            refuse_kinds(*([(r.dtype, r.shape) for r in results] for results in (self.of_sample, made.results)))
 
     def _one_by_one(self, todo: np.ndarray) -> None:
-        self.lanes.singles += len(todo)
-        for n in todo:
-            leaves = [
-                v if d is None else v.select(d, int(n)) for v, d in zip(self.call.values, self.call.dims, strict=True)
-            ]
+        self.lanes.singles += 0 if self.seeking else len(todo)
+        for n in () if self.seeking else todo:
             try:
-                flat, structure = _tree.flatten(self.call.on_leaves(*leaves))
+                structure, flat = results_of_sample(self.call, int(n), self.draws)
             except MemoryError:
                 raise
             except Exception as error:
@@ -347,14 +387,9 @@ class _Run:
                     raise
                 self.failed[int(n)] = error
                 continue
-            if not all(isinstance(t, Tensor) for t in flat):
+            arrays = [bare(t).numpy() for t in flat]
+            if is_grad_enabled() and self.as_tensors and any(t.requires_grad for t in flat):
                 raise _Unfit
-            if is_grad_enabled() and any(t.requires_grad for t in flat):
-                raise RuntimeError(
-                    "vmap: the results carry gradients to tensors outside of the mapped function, whose control flow depends on values "
-                    "that differ between samples; use func.grad or func.value_and_grad inside of vmap, or loop over the samples"
-                )
-            arrays = [t.detach().numpy() for t in flat]
             self._agree(_Single(structure, [Result(a.shape, a.dtype) for a in arrays]))
             assert self.outs is not None
             for array, found in zip(self.outs, arrays, strict=True):
@@ -368,20 +403,20 @@ class _Run:
         with self.lanes._lock:
             try:
                 self.lanes.captures += 1
-                path = self._captured(np.resize(todo[:block], block), block, guards)
-            except (MemoryError, _Unfit):
+                path = self._captured(np.full(block, todo[0]), block, guards)
+            except (MemoryError, _Unfit, sampling.RandomRefused):
                 raise
             except Exception:
                 if guards or paths:
                     return None
-                self.kind.mapped_only = True
+                self.unrecordable = True
                 raise _Unfit from None
             paths.append(path)
             del paths[:-_PATHS]
         return path
 
     def _captured(self, chosen: np.ndarray, block: int, guards: list[tuple[Tensor, bytes]]) -> Path:
-        capture = _Capture()
+        capture = BlockCapture(self.draws, chosen)
         values = list(self.call.values)
         dims: list[int | None] = [None] * len(values)
         structures: list[_tree.Structure] = []
@@ -397,7 +432,7 @@ class _Run:
         before = rt.set_mode(_S, 0)
         try:
             with capture.running():
-                batch, made = trace_sample(flat, values, dims, block, guards=guards)
+                batch, made = trace_sample(flat, values, dims, block, self.lanes.randomness, guards)
                 self._check_results(made, structures[0], batch)
                 wholes = [batch.whole(t) for t in made]
                 tracked = any(t.requires_grad for t in wholes[: len(made) - len(guards)])
@@ -426,8 +461,10 @@ def _power_below(n: int) -> int:
     return 1 << n.bit_length() - 1
 
 
-def _shown(results: Sequence[Result]) -> str:
-    return ", ".join(f"{r.dtype}{list(r.shape)}" for r in results)
+def _write_out(out: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> None:
+    _check_out(out, [(a.shape, a.dtype) for a in found])
+    for array, leaf in zip(out, found, strict=True):
+        array[...] = leaf
 
 
 def _check_out(out: Sequence[np.ndarray], facts: Sequence[tuple[tuple[int, ...], np.dtype]]) -> None:
@@ -444,38 +481,17 @@ def _check_out(out: Sequence[np.ndarray], facts: Sequence[tuple[tuple[int, ...],
 # what vmap runs in lanes
 
 
-def _own_transformation(function: Any) -> bool:
-    return isinstance(function, types.FunctionType) and str(function.__globals__.get("__name__")).startswith(
-        "tapegrad.func."
-    )
-
-
-def _compiled_within(function: Any) -> Compiled | None:
-    """The compiled function that a function is, or is a transformation of."""
-    while _own_transformation(function) and hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function if isinstance(function, Compiled) else None
-
-
-def _described(function: Any) -> Any:
-    # equal for equal transformations of one function
-    if isinstance(function, Compiled):
-        return None
-    cells = [c.cell_contents for c in function.__closure__ or ()]
-    return function.__code__, tuple(_described(v) if _compiled_within(v) is not None else (type(v), v) for v in cells)
-
-
-def _in_lanes(function: Callable, in_dims: Any, out_dims: Any) -> Callable | None:
-    compiled = _compiled_within(function)
+def _in_lanes(function: Callable, in_dims: Any, out_dims: Any, randomness: str) -> Callable | None:
+    compiled = compiled_within(function)
     if compiled is None:
         return None
     try:
-        key = (_described(function), _hashable(in_dims), _hashable(out_dims))
+        key = (described(function), _hashable(in_dims), _hashable(out_dims), randomness)
         known = compiled.lanes.get(key)
     except TypeError:  # arguments of a transformation that are not hashable
-        return Lanes(function, in_dims, out_dims)
+        return Lanes(function, in_dims, out_dims, randomness)
     if known is None:
-        known = compiled.lanes.setdefault(key, Lanes(function, in_dims, out_dims))
+        known = compiled.lanes.setdefault(key, Lanes(function, in_dims, out_dims, randomness))
         while len(compiled.lanes) > _KINDS:
             del compiled.lanes[next(iter(compiled.lanes))]
     return known

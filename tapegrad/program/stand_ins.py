@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tapegrad import random
-from tapegrad.autograd.tracing import Recorder, noting, recorder_of_thread
+from tapegrad.autograd.tracing import Draw, Recorder, noting, recorder_of_thread
 from tapegrad.autograd.watching import intercepting
 from tapegrad.creation import from_copy
 from tapegrad.tensor import Tensor
@@ -70,18 +70,19 @@ def standing_in(others: dict[int, Tensor]) -> contextlib.AbstractContextManager[
     return intercepting(StandingIn(others)) if others else contextlib.nullcontext()
 
 
-class _DrawnBefore:
-    # gives a function the random numbers that an earlier run of it drew
-    def __init__(self, draws: Sequence[Tensor], outer: Recorder | None) -> None:
-        self._draws, self._outer = iter(draws), outer
+class Supplied:
+    """A run of a function that gets random numbers from elsewhere; all else is for who records the run.
+
+    Args:
+        outer: who does, if anyone.
+    """
+
+    def __init__(self, outer: Recorder | None) -> None:
+        self._outer = outer
 
     def read(self, t: Tensor) -> bool:
         """What reading means to who records."""
         return self._outer is not None and self._outer.read(t)
-
-    def drawn(self, draw: Callable[[], Tensor], generator: random.Generator) -> Tensor:
-        """The next of the numbers."""
-        return next(self._draws)
 
     def rebound(self, target: Tensor, value: Tensor) -> None:
         """What assigning to `.data` means to who records."""
@@ -100,6 +101,17 @@ class _DrawnBefore:
         return from_copy(function(*(t._memory_array() for t in tensors)))
 
 
+class _DrawnBefore(Supplied):
+    # gives a function the random numbers that an earlier run of it drew
+    def __init__(self, draws: Sequence[Tensor]) -> None:
+        super().__init__(recorder_of_thread())
+        self._draws = iter(draws)
+
+    def drawn(self, draw: Draw, shape: tuple[int, ...], generator: random.Generator, samples: int = 0) -> Tensor:
+        """The next of the numbers."""
+        return next(self._draws)
+
+
 def drawing_again(draws: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
     """Within this block, random numbers are these."""
-    return noting(_DrawnBefore(draws, recorder_of_thread())) if draws else contextlib.nullcontext()
+    return noting(_DrawnBefore(draws)) if draws else contextlib.nullcontext()

@@ -35,6 +35,13 @@ def only_lanes(compiled):
     return lanes.programs()
 
 
+def only_programs(lanes):
+    """The recorded paths, where nothing ran in another way."""
+    assert lanes.programs()
+    assert not any(kind.mapped_only for kind in lanes._kinds.values())
+    return lanes.programs()
+
+
 def price(w, x):
     return ((w * x).sin() * tg.exp(-x)).sum()
 
@@ -167,6 +174,7 @@ class TestArguments:
 
 
 FACTOR = 1.0
+COUNTED = tg.zeros((), dtype=tg.float64)
 TRIPLE = tg.vmap(tg.compile(lambda x: x * FACTOR))
 
 
@@ -189,6 +197,66 @@ def test_a_program_of_a_map_over_other_labels():
     compiled, x = tg.compile(mapped), tg.from_numpy(samples(3, 4))
     for labels in ([0, 2, 1], [3, 3, 0]):
         agree(compiled(x, tg.tensor(labels)), mapped(x, tg.tensor(labels)))
+
+
+INDEXED = [
+    (lambda x, k: F.cross_entropy(x, k), IndexError, "Target 9 is out of bounds"),
+    (lambda x, k: tg.func.grad(F.cross_entropy)(x, k), IndexError, "Target 9 is out of bounds"),
+    (lambda x, k: x[k], IndexError, "index 9 is out of bounds for dimension 0 with size 5"),
+    (
+        lambda x, k: x.sort().values[k.reshape(1)] * 2,
+        IndexError,
+        "index 9 is out of bounds for dimension 0 with size 5",
+    ),
+    (lambda x, k: x.gather(0, k.reshape(1)), RuntimeError, "index 9 is out of bounds for dimension 0 with size 5"),
+    (lambda x, k: F.one_hot(k, 5) * x, RuntimeError, "Class values must be smaller than num_classes"),
+    (lambda x, k: x.index_add(0, k.reshape(1), x[:1]), RuntimeError, "index 9 is out of bounds"),
+]
+
+
+class TestIndicesOutOfRange:
+    @pytest.mark.parametrize(("f", "error", "message"), INDEXED)
+    def test_one_sample_raises_for_all(self, f, error, message):
+        x, good = samples(50), np.arange(50) % 5
+        bad = np.where(np.arange(50) == 37, 9, good)
+        lanes = Lanes(f)
+        expected = tg.vmap(f)(tg.from_numpy(x), tg.from_numpy(good))
+        with pytest.raises(error, match=message):
+            tg.vmap(f)(tg.from_numpy(x), tg.from_numpy(bad))
+        with pytest.raises(error, match=message):
+            Lanes(f)(x, bad)
+        agree(lanes(x, good), expected)
+        with pytest.raises(error, match=message):
+            lanes(x, bad)
+        agree(lanes(x, good), expected)
+        only_programs(lanes)
+
+    def test_not_on_a_path_that_the_sample_does_not_take(self):
+        f = lambda x, k: x[k] * 2 if x[0] > 0.5 else x.sum()
+        x = samples(60)
+        k = np.where(x[:, 0] > 0.5, np.arange(60) % 5, 9)
+        lanes = Lanes(f)
+        for _ in range(2):
+            agree(lanes(x, k), np.where(x[:, 0] > 0.5, x[np.arange(60), k % 5] * 2, x.sum(1)))
+        only_programs(lanes)
+        with pytest.raises(IndexError, match="index 9 is out of bounds"):
+            lanes(x, np.full(60, 9))
+
+    def test_shared_indices(self):
+        lanes = Lanes(lambda x, k: x[k], (0, None))
+        for k in ([1, 2], [-1, 0]):
+            agree(lanes(samples(40), np.array(k)), samples(40)[:, k])
+        assert lanes.captures == 1
+        with pytest.raises(IndexError, match="index 7 is out of bounds"):
+            lanes(samples(40), np.array([7, 0]))
+
+
+def test_masks_that_hold_for_different_numbers_of_elements():
+    x = samples(100)
+    for f in (lambda x: x[x > 0.5].sum(), lambda x: tg.func.grad(lambda x: x.masked_select(x > 0.5).sin().sum())(x)):
+        lanes = Lanes(f)
+        agree(lanes(x), np.stack([f(row).numpy() for row in tg.from_numpy(x)]))
+        assert len(only_programs(lanes)) >= 4  # numbers of elements
 
 
 class TestTransformations:
@@ -296,11 +364,77 @@ class TestBranches:
         with pytest.raises(RuntimeError, match="values cannot steer it"):
             tg.vmap(f)(samples(3))
 
-    def test_gradients_to_outside_are_refused(self):
+    def test_gradients_to_outside(self):
         w = tg.tensor(2.0, requires_grad=True)
-        f = tg.compile(lambda x: w * x if x > 0 else x)
-        with pytest.raises(RuntimeError, match="the results carry gradients to tensors outside of the mapped function"):
-            tg.vmap(f)(tg.tensor([1.0, -1.0]))
+        f = tg.vmap(tg.compile(lambda x: w * x if x > 0 else x))
+        found = f(tg.tensor([1.0, -1.0, 3.0]))
+        agree(found, tg.tensor([2.0, -1.0, 6.0]))
+        found.sum().backward()
+        assert w.grad == 4
+        assert isinstance(f(np.array([1.0, -1.0])), np.ndarray)
+        with tg.no_grad():
+            assert not f(tg.tensor([1.0])).requires_grad
+
+
+def of_paths(w, x):
+    if x[0] > 0.5:
+        return (w * x).sum(), x * w[0]
+    return ((w * x).sin().sum(), w) if x[1] > 0.3 else ((x.log() * w).prod(), x**2)
+
+
+def alone(w, x):
+    """The function as it stands, one sample after the other."""
+    return [tg.stack(column) for column in zip(*(of_paths(w, row) for row in x), strict=True)]
+
+
+def derivatives(f, *arrays):
+    """Results, gradients, and gradients of these."""
+    tensors = [tg.tensor(a, requires_grad=True) for a in arrays]
+    results = f(*tensors)
+    first = tg.autograd.grad(sum((r**2).sum() for r in results), tensors, create_graph=True)
+    return [*results, *first, *tg.autograd.grad(sum((g * g).sum() for g in first), tensors)]
+
+
+class TestGradientsThroughBranches:
+    @pytest.mark.parametrize("size", [1, 2, 40])
+    def test_equal_those_of_a_loop(self, size):
+        mapped = tg.vmap(tg.compile(of_paths), (None, 0))
+        for shift in (0.0, 0.1):
+            x = samples(size) + shift
+            agree(derivatives(mapped, W, x), derivatives(alone, W, x), 1e-9)
+
+    def test_along_other_dims(self):
+        mapped = tg.vmap(tg.compile(of_paths), (None, 1), (0, -1))
+        x = samples(30)
+        found = derivatives(lambda w, x: [t if t.ndim == 1 else t.mT for t in mapped(w, x.mT)], W, x)
+        agree(found, derivatives(alone, W, x), 1e-9)
+
+    def test_of_transformations(self):
+        x, w = tg.from_numpy(samples(30)), tg.from_numpy(W)
+        total = lambda f: lambda w: sum((r**2).sum() for r in f(w, x))
+        mapped = tg.vmap(tg.compile(of_paths), (None, 0))
+        agree(tg.func.grad(total(mapped))(w), tg.func.grad(total(alone))(w), 1e-9)
+        agree(tg.func.hessian(total(mapped))(w), tg.func.hessian(total(alone))(w), 1e-9)
+        agree(tg.func.jvp(lambda w: mapped(w, x)[0], (w,), (w,)), tg.func.jvp(lambda w: alone(w, x)[0], (w,), (w,)))
+
+    def test_where_nothing_can_be_recorded(self):
+        def f(w, x):
+            if w > 0:
+                x.mul_(2)
+            return x.sum() * w if x[0] > 1 else w**2
+
+        w, x = tg.tensor(3.0, dtype=tg.float64, requires_grad=True), samples(7)
+        rows = tg.tensor(x)
+        found = Lanes(f, (None, 0))(w, rows)
+        doubled = tg.tensor(x * 2)
+        expected = tg.stack([r.sum() * w if r[0] > 1 else w**2 for r in doubled])
+        agree([found, rows], [expected, doubled])
+        agree(tg.autograd.grad(found.sum(), w), tg.autograd.grad(expected.sum(), w))
+
+    def test_results_of_different_kinds_are_refused(self):
+        w = tg.tensor(2.0, requires_grad=True)
+        with pytest.raises(RuntimeError, match="samples take paths whose results differ"):
+            tg.vmap(tg.compile(lambda x: w * x if x.sum() > 1 else x[:1]))(tg.tensor([[1.0, 1.0], [0.0, 0.0]]))
 
 
 def after_a_write(x):
@@ -440,10 +574,12 @@ class TestLanes:
         assert all(p.code.steps[-1].samples is None for p in lanes.programs())
 
     def test_what_cannot_be_recorded_is_mapped(self):
-        lanes = Lanes(lambda x: x[x.argsort()])
+        lanes = Lanes(lambda x: x * COUNTED.add_(1))
         x, out = samples(9), [np.empty((9, 5))]
-        lanes(x, out=out)
-        agree(out, [np.sort(x, 1)])
+        for calls in (1, 2):
+            lanes(x, out=out)
+            agree(out, [x * calls])
+        assert not lanes.programs()
 
     def test_threads_at_once(self):
         lanes = Lanes(tg.value_and_grad(branching), (None, 0))

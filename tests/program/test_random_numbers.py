@@ -99,3 +99,72 @@ def test_repeated_backward_gives_the_same():
     first = tg.autograd.grad(value, x, retain_graph=True)[0]
     tg.rand(5)
     same(tg.autograd.grad(value, x)[0], first)
+
+
+SAMPLED = [
+    lambda x: x * tg.rand(4),
+    lambda x: F.dropout(x, 0.5).sum() + tg.randn(()) * tg.randint(1, 9, (2,)).sum(),
+    lambda x: tg.func.grad(lambda x: (F.dropout(x, 0.5) ** 2).sum())(x),
+    lambda x: tg.randperm(4) + tg.normal(0.0, 2.0, (4,)) * x,
+    lambda x: tg.bernoulli(x) * tg.normal(x, x + 1),
+    lambda x: tg.vmap(lambda y: y + tg.rand(()), randomness="different")(x),
+    lambda x: tg.vmap(lambda y: y + tg.rand(()), randomness="same")(x),
+]
+
+
+@pytest.mark.parametrize("randomness", ["different", "same"])
+@pytest.mark.parametrize("f", SAMPLED)
+def test_mapped_functions_draw_what_eager_vmap_draws(f, randomness):
+    compiled, x = tg.compile(f), tg.rand(100, 4)
+    results = []
+    for mapped in (tg.vmap(compiled, randomness=randomness), tg.vmap(f, randomness=randomness)):
+        tg.manual_seed(1)
+        results.append([mapped(x) for _ in range(3)] + [tg.rand(1)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
+    assert not np.array_equal(results[0][0].numpy(), results[0][1].numpy())
+    (lanes,) = compiled.lanes.values()
+    assert lanes.programs()
+    assert compiled.stats()["captures"] == len(lanes.programs())
+
+
+@pytest.mark.parametrize("carries", [False, True])
+def test_samples_keep_their_numbers_on_all_paths(carries):
+    def f(x):
+        u = tg.rand(())
+        if u > 0.5:
+            return x.sum() * u
+        v = tg.randn(())
+        return x.prod() + v if v > 0 else u * x[0]
+
+    x = tg.rand(100, 4).requires_grad_(carries)
+    mapped = tg.vmap(tg.compile(f), randomness="different")
+    for seed in range(3):
+        tg.manual_seed(seed)
+        found = mapped(x).detach()
+        tg.manual_seed(seed)
+        u, v = tg.rand(100), tg.randn(100)
+        expected = tg.where(u > 0.5, x.sum(1) * u, tg.where(v > 0, x.prod(1) + v, u * x[:, 0]))
+        np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-5)
+
+
+def test_mapped_functions_refuse_to_draw_unless_told_how():
+    x = tg.rand(50, 4)
+    for f in (lambda x: x * tg.rand(4), lambda x: x * 2 if x.sum() > 2 else x * tg.rand(4)):
+        with pytest.raises(RuntimeError, match="randomness error mode"):
+            tg.vmap(tg.compile(f))(x)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        tg.vmap(lambda x: tg.vmap(lambda y: y + tg.rand(()), randomness="same")(x))(x)
+
+
+@pytest.mark.parametrize("outer", ["same", "different"])
+@pytest.mark.parametrize("inner", ["same", "different"])
+def test_randomness_of_nested_maps(outer, inner):
+    def both(x):
+        return tg.vmap(lambda y: y * 0 + tg.rand(()), randomness=inner)(x)
+
+    for f in (both, tg.compile(both)):
+        found = tg.vmap(f, randomness=outer)(tg.ones(3, 4)).numpy()
+        assert len(np.unique(found)) == (3 if outer == "different" else 1) * (4 if inner == "different" else 1)
+        assert np.array_equal(found[0], found[1]) == (outer == "same")
+        assert (found[:, 0] == found[:, 1]).all() == (inner == "same")
