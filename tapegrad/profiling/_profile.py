@@ -36,8 +36,9 @@ class profile:
     The bytes of an operation are those of its operands and its result, each counted once, of what `expand` shows more than once only
     the elements there are, and one element for a Python number. A derivative reads the adjoint of the result and what was saved, and
     writes adjoints of operands; an adjoint that is handed on as it is counts nothing, nor does a view. Bytes allocated are those of
-    results and adjoints that take new memory. Instructions of a program take none: each run has a block of its own. Those of one that
-    has run often enough to be fused are there by the loop they share, such as ``"mul+exp+add"``.
+    results and adjoints that take new memory. Instructions of a program take none: each run has a block of its own.
+
+    A program that has run often enough to be fused shows its loops, by the operations that share one, such as ``"mul+exp+add"``.
 
     Attributes:
         events: each operation that ran, as an `Event`: operation, kind, times, bytes, shapes, line of the source. One takes about 400
