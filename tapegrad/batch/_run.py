@@ -47,7 +47,7 @@ def run(
 
     The function is recorded once in each process and replayed over blocks of samples (see `compile` and `vmap`), whose size depends on
     the function and its inputs only, as does everything else that decides last bits: which samples share a matrix product, and that
-    products keep to one core. A reduction adds up the samples of a run of 256, the runs of a block, and then the blocks in pairs, in a
+    products keep to one core. A reduction adds up the samples of short runs, the runs of a block, and then the blocks in pairs, in a
     binary tree that their number alone decides: :math:`((b_0 + b_1) + (b_2 + b_3)) + b_4` for five. So no bit of any result depends on
     `chunk_size`, `workers` or `client`.
 
