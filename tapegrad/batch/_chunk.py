@@ -23,8 +23,8 @@ from tapegrad.tensor import Tensor
 
 # where something fails, so many samples are searched for it one by one
 _SEARCHED = 64
-# samples whose gradients are added up within a program
-_RUN = 256
+# samples whose gradients are added up within a program: many make a large product, but 16 runs and more share a cache
+_FEWEST_IN_RUN, _MOST_IN_RUN, _RUNS_BYTES = 16, 256, 1 << 20
 
 
 class Computed(NamedTuple):
@@ -66,6 +66,7 @@ class Calculation:
 
     Attributes:
         by_one: whether each sample is computed by a call of its own, for a function that is not worth recording.
+        run: how many samples are added up at a time.
         recorded: whether somebody had it recorded in this process.
 
     >>> import numpy as np, tapegrad as tg
@@ -80,6 +81,7 @@ class Calculation:
     def __init__(self, f: Callable, params: Any, wrt: Sequence[str], value_dtype: Any = np.float64) -> None:
         self.f, self.params, self.wrt, self.value_dtype = f, params, tuple(wrt), np.dtype(value_dtype)
         self.by_one = False
+        self.run = _MOST_IN_RUN
         self._place = {"params": 0, "data": 0 if params is None else 1}
         self._start()
 
@@ -118,7 +120,7 @@ class Calculation:
     def expect(self, samples: int) -> None:
         """Say how many samples are to come, so that loops worth compiling for them are compiled before."""
         self._each.expect(samples)
-        self._added.expect(samples // _RUN)
+        self._added.expect(samples // self.run)
 
     def compute(self, chunk: Any) -> Computed:
         """The value and gradient of the function for each sample of a run.
@@ -142,16 +144,25 @@ class Calculation:
             values[k] = lines[k] = np.nan
         return Computed(values, lines, dict(sorted(failures.items())))
 
-    def singles(self, chunk: Any) -> int:
-        """How many of some samples recording the function does not help with."""
+    def settle(self, chunk: Any) -> bool:
+        """Find out from some samples whether to record the function, and how many samples to add up at a time.
+
+        Returns:
+            Whether it was recorded.
+        """
         call = _Call(self, chunk)
         try:
             self._each(*call.arguments, out=list(self._outputs(call)), failed={})
+            self.by_one = self._each.singles > call.count // 2
         except MemoryError:
             raise
         except Exception:
-            return call.count
-        return self._each.singles
+            self.by_one = True
+        programs = self._each.programs()
+        if programs:
+            fitting = _RUNS_BYTES // (16 * programs[0].kept_of_sample())
+            self.run = 1 << min(max(fitting, _FEWEST_IN_RUN), _MOST_IN_RUN).bit_length() - 1
+        return bool(programs)
 
     def _outputs(self, call: _Call) -> tuple[np.ndarray, np.ndarray]:
         size, dtype = call.line
@@ -225,8 +236,8 @@ class Calculation:
         size, dtype = call.line
         values = np.empty(call.count, self.value_dtype)
         totals = []
-        whole = call.count - call.count % _RUN
-        for start, stop, length in ((0, whole, _RUN), (whole, call.count, call.count - whole)):
+        whole = call.count - call.count % self.run
+        for start, stop, length in ((0, whole, self.run), (whole, call.count, call.count - whole)):
             if start == stop:
                 continue
             runs = call.in_runs(start, stop, length)

@@ -23,8 +23,8 @@ from tapegrad.tensor import Tensor
 
 # A block is what is computed at once. It depends on the job alone, and so do all results: neither the size of chunks nor the number of
 # workers changes a bit of them. What is read and written for a block stays in the cache that cores share; more than 32,768 samples gain
-# nothing. 256 calls take a tenth of a second.
-_BLOCK_BYTES, _MOST_IN_BLOCK, _MOST_CALLS_IN_BLOCK = 8 << 20, 1 << 15, 1 << 8
+# nothing. What cannot be recorded has intermediate values of all samples of a block in memory. 256 calls take a tenth of a second.
+_BLOCK_BYTES, _MOST_IN_BLOCK, _MOST_MAPPED_IN_BLOCK, _MOST_CALLS_IN_BLOCK = 8 << 20, 1 << 15, 1 << 12, 1 << 8
 _BLOCKS_IN_CHUNK = 8
 # samples among which one is looked for that works, and those that tell whether paths are worth recording
 _TRIED, _TOLD = 64, 32
@@ -79,17 +79,16 @@ class Job:
             self.tried, self._sample, value_dtype, self._known = self._try(skip)
             self.calculation = Calculation(f, params, self.wrt, value_dtype)
             of_gradient = sum(c.size * c.dtype.itemsize for c in self.columns)
-            count = min(_TOLD, self._fitting(data.sample_bytes + of_gradient), data.samples)
+            count = min(_TOLD, _fitting(data.sample_bytes + of_gradient, _MOST_IN_BLOCK), data.samples)
             pairs = zip(_tree.flatten(self._sample)[0], _tree.flatten(data.read(0, count))[0], strict=True)
             told = _tree.unflatten([np.concatenate(pair) for pair in pairs], data.structure)
-            self.calculation.by_one = self.calculation.singles(told) > count // 2
-        self.block = self._fitting(data.sample_bytes + (0 if reduce else of_gradient))
-        self._most = self._fitting(data.sample_bytes + of_gradient)
-
-    def _fitting(self, size: int) -> int:
-        # the largest power of two of samples of this size that make a block
-        most = _MOST_CALLS_IN_BLOCK if self.calculation.by_one else _MOST_IN_BLOCK
-        return 1 << min(max(_BLOCK_BYTES // max(size, 1), 1), most).bit_length() - 1
+            recorded = self.calculation.settle(told)
+        by_one = self.calculation.by_one
+        most = min(
+            _MOST_IN_BLOCK, _MOST_CALLS_IN_BLOCK if by_one else _MOST_IN_BLOCK if recorded else _MOST_MAPPED_IN_BLOCK
+        )
+        self.block = _fitting(data.sample_bytes + (0 if reduce else of_gradient), most)
+        self._most = _fitting(data.sample_bytes + of_gradient, most)
 
     def describe(self) -> dict[str, str]:
         """All that results depend on, hashed, by name."""
@@ -99,6 +98,7 @@ class Job:
             "wrt": ", ".join(self.wrt),
             "reduce": str(self.reduce),
             "number of samples in a block": str(self.block),
+            "number of samples added up at a time": str(self.calculation.run if self.reduce else 1),
             **({} if self.params is None else describe_params(self.params)),
             **self.data.describe(),
             **self.function,
@@ -272,6 +272,11 @@ def failed(k: int, reason: str) -> str:
         f"batch: the function fails on sample {k:,}: {reason}; mend the sample or the function and start afresh, or have NaN written for "
         "such samples and list them: on_error='nan'"
     )
+
+
+def _fitting(size: int, most: int) -> int:
+    # the largest power of two of samples of this size that make a block
+    return 1 << min(max(_BLOCK_BYTES // max(size, 1), 1), most).bit_length() - 1
 
 
 def _hash(done: Computed) -> str:

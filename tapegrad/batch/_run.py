@@ -45,14 +45,16 @@ def run(
     there with ``resume=True``; its outputs are then the same, byte for byte. The journal stays when the job is done, and tells what
     the output was made of; ``resume=True`` finds nothing left to do then.
 
-    Results are computed in blocks of samples whose size depends on the function and its inputs only. A reduction adds up each block, and then
-    the blocks in pairs, in a binary tree that their number alone decides: :math:`((b_0 + b_1) + (b_2 + b_3)) + b_4` for five. So no
-    bit of any result depends on `chunk_size`, `workers` or `client`.
+    The function is recorded once in each process and replayed over blocks of samples (see `compile` and `vmap`), whose size depends on
+    the function and its inputs only, as does everything else that decides last bits: which samples share a matrix product, and that
+    products keep to one core. A reduction adds up the samples of short runs, the runs of a block, and then the blocks in pairs, in a
+    binary tree that their number alone decides: :math:`((b_0 + b_1) + (b_2 + b_3)) + b_4` for five. So no bit of any result depends on
+    `chunk_size`, `workers` or `client`.
 
     Args:
-        f: ``f(params, sample)``, or ``f(sample)`` without `params`; returns a floating tensor of shape []. It sees tensors, runs on the
-            first sample of each block and is replayed for the others; where values steer it, it is called once a sample. It must not
-            write to its arguments, nor depend on state that changes.
+        f: ``f(params, sample)``, or ``f(sample)`` without `params`; returns a floating tensor of shape []. It sees tensors. Where values
+            steer it, samples are told apart by the paths they take; where nearly every one takes its own, or it cannot be recorded, it
+            is called once a sample. It must not write to its arguments, nor depend on state that changes.
         data: an array, the path of a ``.npy`` file, ``.zarr`` store or Parquet dataset, a Zarr array or group, a PyArrow dataset, a Dask
             array, or a tuple or dict of these with one first axis, of any dtype tensors hold. A sample is what remains without that axis:
             of a Zarr group or Parquet dataset, a dict of its arrays or columns.
@@ -63,7 +65,8 @@ def run(
             one axis if there are several leaves), ``.npz`` or ``.zarr`` with one array a leaf; it is in the report, too.
         values: a ``.npy`` file or ``.zarr`` store of the values, of shape (samples,).
         reduce: "sum" or "mean" of values and gradients with respect to `params`, over all samples that did not fail.
-        chunk_size: how many samples to commit at once, rounded up to whole blocks.
+        chunk_size: how many samples to work on and commit at once, rounded up to whole blocks; chunks that are done together are
+            committed together.
         workers: processes to compute in; 1 is this one. By default one a core on Linux, where they are forked, and 1 elsewhere, where
             they must import the function (kernels use all cores by themselves).
         progress: whether to tell on standard error how far the job is.

@@ -215,6 +215,8 @@ class ZarrSink(Sink):
             raise ValueError(
                 f"batch: {self.part} has other arrays than this job writes; start afresh with overwrite=True"
             )
+        for left in Path(self.part).rglob("*.partial"):  # by a process that was ended while it wrote
+            left.unlink()
 
 
 def _sync_tree(path: str) -> None:

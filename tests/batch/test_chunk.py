@@ -127,3 +127,22 @@ def test_sums_leave_out_samples_that_fail():
     values, lines = by_hand(loss, np.delete(data, [0, 5], 0), PARAMS)
     np.testing.assert_allclose(done.total[0], values.sum(), rtol=1e-12)
     np.testing.assert_allclose(done.total[1], lines.sum(0), rtol=1e-12)
+
+
+def test_how_many_samples_are_added_up_at_a_time():
+    def run(f, params, data):
+        calculation = Calculation(f, params, ("params",))
+        calculation.settle(data)
+        return calculation.run
+
+    assert run(loss, PARAMS, samples(40)) == 256
+    assert run(lambda p, x: tg.tanh(x @ p).sum(), np.ones((4, 2000)), samples(40)) == 16
+    assert 16 < run(lambda p, x: tg.tanh(x @ p).sum(), np.ones((4, 25)), samples(40)) < 256
+
+
+def test_sums_of_several_runs_and_a_rest():
+    data = samples(600)
+    done = Calculation(loss, PARAMS, ("params",)).compute_sum(data, 64)
+    each = Calculation(loss, PARAMS, ("params",)).compute(data)
+    np.testing.assert_allclose(done.values, each.values, rtol=1e-13)
+    np.testing.assert_allclose(done.total[1], each.lines.sum(0), rtol=1e-11)

@@ -468,6 +468,7 @@ def test_blocks_fit_a_cache_and_take_no_time():
     assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000)) == 128  # of 48,000 bytes each
     assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000), "sum") == 256
     assert block(lambda p, x: (p * x).sum(), np.ones(2), np.ones(300_000)) == 2
+    assert block(lambda p, x: (x.sort().values * p["w"]).sum(), samples(40)) == 4096  # not recorded
 
 
 def test_more_gradients_than_fit_a_block(tmp_path):
