@@ -88,6 +88,16 @@ def weighted(result):
     return (result * tg.tensor(np.linspace(0.5, 1.5, result.numel()).reshape(tuple(result.shape)))).sum()
 
 
+def rosen(x):
+    """Rosenbrock's function, least at ones."""
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def bowl(x):
+    """A quadratic function, least at ones."""
+    return ((x - 1) ** 2).sum()
+
+
 def state_of_tape():
     """What the tape holds: rows, buffers, storages and bytes."""
     gc.collect()

@@ -9,6 +9,7 @@ import pytest
 
 import tapegrad as tg
 from tapegrad.autograd import elementwise
+from tests.declared import softsquare
 from tests.helpers import numeric_gradients, on_tape, state_of_tape, weighted
 
 GAS = 8.314
@@ -17,12 +18,6 @@ LIMITS = types.SimpleNamespace(low=-0.5)
 
 
 # ---------------------------------------------------------------- scalar expressions: values and derivatives
-
-
-@elementwise
-def softsquare(x, c):
-    """A quotient."""
-    return x * x / (c + abs(x))
 
 
 @elementwise

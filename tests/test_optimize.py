@@ -17,7 +17,7 @@ import tapegrad as tg
 from tapegrad.optimize import basinhopping, dual_annealing, minimize
 from tapegrad.optimize._recorded import Objective, Residuals
 from tapegrad.optimize._unknowns import Unknowns
-from tests.helpers import Counted
+from tests.helpers import Counted, bowl, rosen
 from tests.processes import run
 
 X0 = np.array([1.1, 1.2, 1.4, 1.3])
@@ -27,14 +27,6 @@ PRODUCTS = ["Newton-CG", "trust-ncg", "trust-krylov", "trust-constr"]
 HESSIAN = ["dogleg", "trust-exact"]
 F64 = tg.float64
 DIFFERENTIATED = GRADIENT + PRODUCTS + HESSIAN
-
-
-def rosen(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
-
-def bowl(x):
-    return ((x - 1) ** 2).sum()
 
 
 def distance(p):

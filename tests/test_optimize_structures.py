@@ -10,16 +10,7 @@ from scipy.optimize import Bounds
 import tapegrad as tg
 from tapegrad import _tree
 from tapegrad.optimize import minimize
-from tests.helpers import Counted
-
-
-def clipped(x):
-    return ((x - 1) ** 2).sum()
-
-
-def rosen(x):
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
+from tests.helpers import Counted, bowl, rosen
 
 # structures
 
@@ -179,12 +170,12 @@ def test_bounds_as_scipy_takes_them(method):
         np.array([(0, 0.5), (-np.inf, 0.25), (-np.inf, np.inf), (2, np.inf)]),
         Bounds([0, -np.inf, -np.inf, 2], [0.5, 0.25, np.inf, np.inf]),
     ):
-        found = minimize(clipped, np.array([0.1, 0.1, 0.1, 3.0]), method=method, bounds=bounds)
+        found = minimize(bowl, np.array([0.1, 0.1, 0.1, 3.0]), method=method, bounds=bounds)
         np.testing.assert_allclose(found.x, [0.5, 0.25, 1, 2], atol=1e-3)
 
 
 def solve(x0, bounds):
-    return minimize(lambda tree: sum(clipped(leaf) for leaf in leaves(tree)), x0, bounds=bounds).x
+    return minimize(lambda tree: sum(bowl(leaf) for leaf in leaves(tree)), x0, bounds=bounds).x
 
 
 def test_bounds_in_the_structure():

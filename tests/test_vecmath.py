@@ -365,13 +365,7 @@ def test_loops_become_vector_code(name, dtype):
 
 @pytest.mark.parametrize("name", ["cos", "expm1", "tan", "tanh"])
 def test_a_callers_fastmath_changes_nothing(name):
-    function = getattr(vecmath, name)
-
-    @njit(fastmath=True)
-    def loop(x, out):
-        for i in range(out.size):
-            out[i] = function(x[i])
-
+    loop = njit(fastmath=True)(loop_over(name).py_func)
     x = np.linspace(-30, 30, 10_001)
     out = np.empty_like(x)
     loop(x, out)

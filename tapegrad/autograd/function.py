@@ -27,7 +27,17 @@ from tapegrad.tensor import Tensor, check_id, wrap
 _S = rt.S
 
 
-class _FunctionOp(RowOp):
+class _ResultOp(RowOp):
+    # a result of a user's function
+    def refuse_write(self, view: Tensor) -> None:
+        """Refuse a recorded write to a result that lies in the memory of an argument."""
+        context = _context(view._id)
+        several = sum(1 for like in context._likes if like is not None) > 1
+        message = errors.MULTIPLE_VIEWS_IN_PLACE if several else errors.FUNCTION_VIEW_IN_PLACE
+        raise RuntimeError(message.format(name=grad_name_of(view._id), number=output_number(view._id)))
+
+
+class _FunctionOp(_ResultOp):
     # the row of a user's function; its operands are the function's tensors
     def __init__(self) -> None:
         def function() -> None:
@@ -58,12 +68,8 @@ class _FunctionOp(RowOp):
         """Let go of the saved tensors."""
         _context(row.out)._free()
 
-    def refuse_write(self, view: Tensor) -> None:
-        """Refuse a recorded write to a result that lies in the memory of an argument."""
-        _refuse_write(view)
 
-
-class _OutputOp(RowOp):
+class _OutputOp(_ResultOp):
     # one of several results of a user's function: hands its adjoint to the function's row
     part_of_node = True
 
@@ -83,17 +89,6 @@ class _OutputOp(RowOp):
     def tangent(self, row: Row, given: Sequence[Tensor | None]) -> Tensor | None:
         """The tangent of one result, from the function's row just before."""
         return _context(row.out)._tangents[row.words[0]]
-
-    def refuse_write(self, view: Tensor) -> None:
-        """Refuse a recorded write to a result that lies in the memory of an argument."""
-        _refuse_write(view)
-
-
-def _refuse_write(view: Tensor) -> None:
-    context = _context(view._id)
-    several = sum(1 for like in context._likes if like is not None) > 1
-    message = errors.MULTIPLE_VIEWS_IN_PLACE if several else errors.FUNCTION_VIEW_IN_PLACE
-    raise RuntimeError(message.format(name=grad_name_of(view._id), number=output_number(view._id)))
 
 
 function_op = _FunctionOp()

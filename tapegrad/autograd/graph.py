@@ -251,7 +251,7 @@ Tensor.register_hook = register_hook  # type: ignore[attr-defined]
 Tensor.register_post_accumulate_grad_hook = register_post_accumulate_grad_hook  # type: ignore[attr-defined]
 
 
-class _ManyHandles:
+class _ManyHandles(RemovableHandle):
     def __init__(self, handles: Sequence[RemovableHandle]) -> None:
         self._handles = list(handles)
 
@@ -259,12 +259,6 @@ class _ManyHandles:
         """Take the hook back."""
         for one in self._handles:
             one.remove()
-
-    def __enter__(self) -> _ManyHandles:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.remove()
 
 
 def register_multi_grad_hook(tensors: Sequence[Tensor], fn: Callable, *, mode: str = "all") -> _ManyHandles:

@@ -107,7 +107,8 @@ _UNLOCKED = ("programs",)
 _GROUP_OF = {function.py_func.__name__: group for group, functions in GROUPS.items() for function in functions}
 
 
-def _address(array: np.ndarray) -> int:
+def address_of_array(array: np.ndarray) -> int:
+    """Where its elements are."""
     return array.__array_interface__["data"][0]
 
 
@@ -116,7 +117,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self._block = np.zeros(structs.STATE.itemsize // 8 + 8, np.int64)
-        base = _address(self._block)
+        base = address_of_array(self._block)
         self.S = (base + 63) & -64
         start = (self.S - base) // 8
         words = self._block[start : start + structs.STATE.itemsize // 8]
@@ -149,9 +150,9 @@ class Runtime:
     def _start(self, start: Callable[..., Any]) -> None:
         state = self.state
         state.ops, state.forward, state.reverse = (
-            _address(self.ops),
-            _address(self.forward),
-            _address(self.reverse),
+            address_of_array(self.ops),
+            address_of_array(self.forward),
+            address_of_array(self.reverse),
         )
         state.cache_limit = 512 << 20
         state.threads = numba.get_num_threads()
@@ -201,7 +202,7 @@ class Runtime:
             with self._lock:
                 self._scratch[:n] = shape
                 self._scratch[structs.MAX_DIMS : structs.MAX_DIMS + n] = strides
-                k = self.intern_from(self.S, n, _address(self._scratch))
+                k = self.intern_from(self.S, n, address_of_array(self._scratch))
             if k == 0:
                 raise RuntimeError(f"a tensor of shape {list(shape)} has too many elements")
             self._layouts[shape, strides] = k

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tapegrad.ops import activation
-from tapegrad.ops import loss as _loss
+from tapegrad.ops import activation, class_losses, pair_losses
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._fold import check_input
+from tapegrad.ops._loss_kernels import reduction_code
 from tapegrad.ops._reading import require
 from tapegrad.tensor import Tensor
 
@@ -18,7 +18,7 @@ from tapegrad.tensor import Tensor
 def _reduction(size_average: Any, reduce: Any, reduction: str) -> str:
     # PyTorch's older arguments
     if size_average is None and reduce is None:
-        _loss.reduction_code(reduction)
+        reduction_code(reduction)
         return reduction
     if reduce is not None and not reduce:
         return "none"
@@ -86,7 +86,7 @@ def mse_loss(
     """
     reduction = _reduction(size_average, reduce, reduction)
     _check_weight("mse_loss", input, weight)
-    return _weighted_mean_of_pairs(_loss.squared, input, target, weight, reduction)
+    return _weighted_mean_of_pairs(pair_losses.squared, input, target, weight, reduction)
 
 
 def l1_loss(
@@ -105,7 +105,7 @@ def l1_loss(
 
 def _absolute(input: Tensor, target: Tensor, reduction: str) -> Tensor:
     # the gradient function is named after the reduction
-    op = {"mean": _loss.absolute, "sum": _loss.absolute_sum, "none": _loss.absolute_each}[reduction]
+    op = {"mean": pair_losses.absolute, "sum": pair_losses.absolute_sum, "none": pair_losses.absolute_each}[reduction]
     return op(input, target, reduction)
 
 
@@ -127,7 +127,7 @@ def smooth_l1_loss(
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
     if beta == 0:
         return l1_loss(input, target, reduction=reduction)
-    return _loss.smooth(input, target, reduction, beta)
+    return pair_losses.smooth(input, target, reduction, beta)
 
 
 def huber_loss(
@@ -139,11 +139,11 @@ def huber_loss(
         RuntimeError: for a `delta` that is not positive.
         ValueError: for weights of another shape than the input's.
     """
-    _loss.reduction_code(reduction)
+    reduction_code(reduction)
     if delta <= 0:
         raise RuntimeError("huber_loss does not support non-positive values for delta.")
     _check_weight("huber_loss", input, weight)
-    return _of_pairs(_loss.huber, input, target, weight, reduction, delta)
+    return _of_pairs(pair_losses.huber, input, target, weight, reduction, delta)
 
 
 def binary_cross_entropy(
@@ -179,7 +179,7 @@ def binary_cross_entropy(
         plain = input.detach()
         within = (plain.amin() >= 0) & (plain.amax() <= 1)
         require(within, RuntimeError("all elements of input should be between 0 and 1"))
-    return _of_pairs(_loss.entropy, input, target, weight, reduction)
+    return _of_pairs(pair_losses.entropy, input, target, weight, reduction)
 
 
 def binary_cross_entropy_with_logits(
@@ -208,7 +208,7 @@ def binary_cross_entropy_with_logits(
     if target.shape != input.shape:
         raise ValueError(f"Target size ({target.shape}) must be the same as input size ({input.shape})")
     if pos_weight is None:
-        return _of_pairs(_loss.logits_entropy, input, target, weight, reduction)
+        return _of_pairs(pair_losses.logits_entropy, input, target, weight, reduction)
     factor = pw.add(pw.mul(target, pw.sub(pos_weight, 1)), 1)
     positive_part = pw.mul(factor, pw.neg(activation.logsigmoid(input)))
     return _reduce(pw.add(pw.mul(pw.sub(1, target), input), positive_part), weight, reduction)
@@ -225,7 +225,7 @@ def nll_loss(
 ) -> Tensor:
     r"""Negative log-likelihood of classes, :math:`-w_y x_y`; arguments as `cross_entropy`."""
     reduction = _reduction(size_average, reduce, reduction)
-    return _loss.class_likelihood(input, target, weight, ignore_index, reduction)
+    return class_losses.class_likelihood(input, target, weight, ignore_index, reduction)
 
 
 def cross_entropy(
@@ -259,7 +259,7 @@ def cross_entropy(
     tensor(0.6931)
     """
     reduction = _reduction(size_average, reduce, reduction)
-    return _loss.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+    return class_losses.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
 def kl_div(

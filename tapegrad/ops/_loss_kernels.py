@@ -27,8 +27,21 @@ from tapegrad.ops.softmax import SLAB
 # elements of a work item of an elementwise loss, and of a block of rows of a class loss
 BLOCK = 4096
 NONE, MEAN, SUM = 0, 1, 2
+_REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 P = T = SIZE = VALUE = TOTAL = SLOPES = PAIR = SLAB_FOLD = MERGE = FUSED = None
+
+
+def reduction_code(reduction: str) -> int:
+    """The code of a `reduction` argument.
+
+    Raises:
+        ValueError: if it is none of ``none``, ``mean`` and ``sum``.
+    """
+    try:
+        return _REDUCTIONS[reduction]
+    except (KeyError, TypeError):
+        raise ValueError(f"{reduction} is not a valid value for reduction") from None
 
 
 # elementwise losses: words are length, scale, parameter, whether reduced

@@ -12,12 +12,12 @@ import numpy as np
 from tapegrad import _tree
 from tapegrad.autograd.watching import timer_of_thread
 from tapegrad.engine.programs import FINISHED
-from tapegrad.engine.runtime import rt
+from tapegrad.engine.runtime import address_of_array, rt
 from tapegrad.func._computing import noting_failures
 from tapegrad.program.capture import Argument, Captured
 from tapegrad.program.draws import DrawnForSamples
 from tapegrad.program.fusion import Fusing
-from tapegrad.program.native import ALONE, Native, Replica, address_of_array
+from tapegrad.program.native import ALONE, Native, Replica
 from tapegrad.program.program import KernelRaised, address_of
 from tapegrad.program.values import Code, Guard
 

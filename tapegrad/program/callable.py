@@ -15,8 +15,9 @@ from numba import types
 from tapegrad import dtypes
 from tapegrad.engine import kernels
 from tapegrad.engine.pooled import ENTRY_WORDS, LINE, POOL, run_pooled
+from tapegrad.engine.runtime import address_of_array
 from tapegrad.program.capture import Argument, Captured, Drawn
-from tapegrad.program.native import ALONE, Replica, address_of_array
+from tapegrad.program.native import ALONE, Replica
 from tapegrad.program.program import Program, address_of
 from tapegrad.program.values import Call
 from tapegrad.tensor import Tensor

@@ -31,7 +31,7 @@ from tapegrad.engine.programs import (
     STRIDED,
 )
 from tapegrad.engine.record import PARALLEL_WORK
-from tapegrad.engine.runtime import rt
+from tapegrad.engine.runtime import address_of_array, rt
 from tapegrad.metadata import layout_facts
 from tapegrad.ops import pointwise as pw
 from tapegrad.ops._pointwise import Pointwise
@@ -44,11 +44,6 @@ _S = rt.S
 _LARGE = 1 << 20  # bytes
 # loops whose threads may be shared by several callers at once
 _SHARED_THREADS = ("omp", "tbb")
-
-
-def address_of_array(array: np.ndarray) -> int:
-    """Where its elements are."""
-    return array.__array_interface__["data"][0]
 
 
 def empty_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
