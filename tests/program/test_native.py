@@ -3,11 +3,7 @@
 import copy
 import ctypes
 import gc
-<<<<<<< HEAD
-=======
 import pickle
-import threading
->>>>>>> 0ab6734 (The user's own tensor is found among what is being worked with, not among all objects, which broke other threads; native calls say what they take)
 
 import numba
 import numpy as np
