@@ -31,6 +31,8 @@ from tapegrad.program.values import Value
 from tapegrad.tensor import Tensor
 
 _S = rt.S
+# counts of what happened, which stay when programs go
+_HAPPENED = ("captures", "recaptures", "replays", "dropped", "eager")
 _WRAPPED = ("__name__", "__qualname__", "__doc__", "__module__")
 
 
@@ -56,7 +58,8 @@ class Compiled(Callables):
         self._derived: dict[Any, Compiled] = {}
         self.lanes: dict[Any, Any] = {}
         self._lock = threading.RLock()
-        self._calls = self._captures = self._dropped = self._eager = 0
+        self._calls = 0
+        self._happened = dict.fromkeys(_HAPPENED, 0)
         self._name = getattr(function, "__name__", type(function).__name__)
         functools.update_wrapper(self, function, [a for a in _WRAPPED if hasattr(function, a)], ())
 
@@ -88,7 +91,8 @@ class Compiled(Callables):
         try:
             program, ran = self._run(family, leaves, inside)
         except TracedOutside:
-            self._families.pop(key, None)  # which holds what is traced
+            with self._lock:
+                self._families.pop(key, None)  # which holds what is traced
             return self._eagerly(leaves, family)
         if program is None:
             return ran
@@ -114,6 +118,7 @@ class Compiled(Callables):
             else:
                 first.used = self._calls
                 family.runs += 1
+                self._happened["replays"] += 1
                 return first, ran
         saved: list[tuple[Any, Any]] = []
         tried: set[int] = set()
@@ -151,6 +156,7 @@ class Compiled(Callables):
                 continue
             program.used = self._calls
             family.runs += not new
+            self._happened["replays"] += 1
             if family.programs[:1] != [program]:
                 with self._lock:
                     if program in family.programs:  # which other threads may have dropped
@@ -163,6 +169,8 @@ class Compiled(Callables):
     def _new_family(self, key: Any, structure: Structure, leaves: Sequence[Any]) -> Family:
         known = self._families.get(key)
         with self._lock:
+            if known is not None:
+                self._retire(known)
             family = self._families[key] = Family(structure, leaves, self._watched, self._others)
             family.unsettled = known.unsettled if known is not None else 0
         return family
@@ -178,7 +186,8 @@ class Compiled(Callables):
             if collects:
                 gc.enable()
         with self._lock:
-            self._captures += 1
+            self._happened["captures"] += 1
+            self._happened["recaptures"] += family.misses > 0
             family.misses += 1
             if not family.unsettled:
                 family.programs.insert(0, program)
@@ -223,13 +232,20 @@ class Compiled(Callables):
         if len(every) > self._most:
             _, family, program = min(every, key=lambda e: e[0])
             family.programs.remove(program)
-            self._dropped += 1
+            self._happened["dropped"] += 1
         for key in [k for k, f in self._families.items() if not f.programs and not f.eager]:
             if len(self._families) > self._most:
-                del self._families[key]
+                self._retire(self._families.pop(key))
+
+    def _retire(self, family: Family) -> None:
+        # what its derivatives did stays counted
+        for derivative in family.derivatives.values():
+            counts = derivative.stats()
+            for name in _HAPPENED:
+                self._happened[name] += counts[name]
 
     def _eagerly(self, leaves: Sequence[Any], family: Family) -> Any:
-        self._eager += 1
+        self._happened["eager"] += 1
         return self._called(leaves, family.structure)
 
     def _called(self, leaves: Sequence[Any], structure: Structure) -> Any:
@@ -370,11 +386,7 @@ class Compiled(Callables):
             "fused": sum(p.is_fused() for p in programs),
             "instructions": sum(len(p.code.steps) - len(p.guards) for p in programs),
             "guards": sum(len(p.guards) for p in programs),
-            "captures": self._captures,
-            "recaptures": sum(max(f.misses - 1, 0) for f in families),
-            "replays": sum(f.runs + f.misses for f in families),
-            "dropped": self._dropped,
-            "eager": self._eager,
+            **self._happened,
             "bytes": sum(p.native.nbytes for p in programs),
         }
         for lanes in list(self.lanes.values()):
@@ -395,22 +407,42 @@ class Compiled(Callables):
         return sorted((p for f in list(self._families.values()) for p in list(f.programs)), key=lambda p: -p.used)
 
     def show(self) -> None:
-        """Print the recorded programs as tables: operations, operands, shapes, bytes of the results, lines of the source.
+        """Print the recorded programs, derivatives included, as tables: operations, operands, shapes, bytes of the results, source lines.
+
+        Arguments are x0, x1 ..., tensors from outside w0 ..., random numbers r0 ...; of a guard, the result is what it expects.
 
         >>> import tapegrad as tg
         >>> f = tg.compile(lambda x: (x * 2).sum())
         >>> _ = f(tg.ones(3))
         >>> f.show()  # doctest: +ELLIPSIS +NORMALIZE_WHITESPACE
+        <lambda>(x0: float32[3]), 1 replay
         row  operation  operands  result  shape  dtype    bytes  line
         0    mul        x0, 2.0   %0      [3]    float32  12     ...
         1    sum        %0        %1      []     float32  4      ...
         returns %1
         """
-        print("\n\n".join(table(p) for p in self.programs()))
+        print("\n\n".join(table(n, p) for n, p in self._named_programs()) or f"{self!r}: nothing is recorded yet")
 
     def dot(self) -> str:
-        """The recorded programs as a graph in the DOT language, for Graphviz."""
-        return graph(self.programs())
+        """The recorded programs as a graph in the DOT language, for Graphviz: ``dot -Tsvg``.
+
+        >>> import tapegrad as tg
+        >>> f = tg.compile(lambda x: x * 2)
+        >>> _ = f(tg.ones(3))
+        >>> print(f.dot().splitlines()[4])
+            p0_v0 [label="x0 [3]", style=rounded];
+        """
+        return graph(self._named_programs())
+
+    def _named_programs(self) -> list[tuple[str, Program]]:
+        # its own, then those of its derivatives
+        found = [(self._name, p) for p in self.programs()]
+        for derived in self._derived.values():
+            found += [(f"value and gradient of {name}", p) for name, p in derived._named_programs()]
+        for family in list(self._families.values()):
+            for derivative in family.derivatives.values():
+                found += derivative._named_programs()
+        return found
 
 
 def _named(result: Any) -> str:
@@ -444,7 +476,8 @@ def compile(
 
     Raises:
         TypeError: if `f` is not callable; in calls, for arguments that are neither data nor hashable, and if no tensor is returned.
-        RuntimeError: in calls, if the function writes to its arguments or to tensors from outside.
+        RuntimeError: in calls, if the function writes to its arguments or to tensors from outside, changes something else that it
+            refers to, or draws random numbers from NumPy or Python; with the line of the source.
 
     >>> import numpy as np
     >>> import tapegrad as tg

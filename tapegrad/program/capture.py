@@ -7,7 +7,6 @@ an operation is a value of its own: a write in place makes a new value, as it do
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -38,7 +37,7 @@ from tapegrad.ops._kernel import KernelOp, filled_op
 from tapegrad.ops._pointwise import Pointwise
 from tapegrad.ops._write import copy_slices
 from tapegrad.ops.convert import clone
-from tapegrad.program.stand_ins import OPERANDS, with_operands
+from tapegrad.program.stand_ins import OPERANDS, owner_of, with_operands
 from tapegrad.program.values import (
     COMPUTED,
     CONSTANT,
@@ -56,9 +55,6 @@ from tapegrad.program.values import (
 from tapegrad.tensor import Tensor, check_id, wrap
 
 _S = rt.S
-
-# modules whose functions capture others: the user's frames are within theirs
-_CAPTURING = ("tapegrad.program._compile", "tapegrad.program.lanes", "tapegrad.program.blocks")
 
 # one function is captured at a time: what was there before is marked on the tape
 _turn = threading.RLock()
@@ -105,29 +101,6 @@ def _where() -> str:
 def capturing() -> bool:
     """Whether this thread is capturing a function."""
     return recorder_of_thread() is not None
-
-
-def _owner(k: int) -> Tensor:
-    # The user's own tensor, which follows what is done to it, rather than a handle to where it is now: the outermost one among what
-    # the function and those it called are working with. Asking the collector for all objects would disturb other threads.
-    found = None
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") not in _CAPTURING:
-        for value in list(frame.f_locals.values()):
-            owner = _tensor_of(k, value)
-            found = found if owner is None else owner
-        frame = frame.f_back  # type: ignore[assignment]
-    return handle(k) if found is None else found
-
-
-def _tensor_of(k: int, value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value if value._id == k else None
-    if isinstance(value, tuple | list):
-        return next((t for t in value if isinstance(t, Tensor) and t._id == k), None)
-    if type(value) is dict:
-        return next((t for t in list(value.values()) if isinstance(t, Tensor) and t._id == k), None)
-    return None
 
 
 class TracedOutside(Exception):
@@ -189,7 +162,7 @@ class Capture:
                 twin = self.outside[k] = wrap(check_id(rt.share_leaf(_S, k, 2)))
             flags = rt.look(_S, k, LOOK_META) >> 8
             rt.set_flag(_S, twin._id, structs.REQUIRES_GRAD, flags & structs.REQUIRES_GRAD)
-            self._input(twin, Captured(_owner(k)))
+            self._input(twin, Captured(owner_of(k)))
         return twin._id
 
     def drawn(self, draw: Draw, shape: tuple[int, ...], generator: random.Generator, samples: int = 0) -> Tensor:

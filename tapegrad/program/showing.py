@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from tapegrad.program.capture import Argument, Captured
 from tapegrad.program.program import Program
 from tapegrad.program.values import CONSTANT, INPUT, VIEW, Call, Guard, Step, Value
@@ -52,7 +54,7 @@ def _rows(program: Program) -> Iterator[Sequence[str]]:
         operands = ", ".join(names.of(v) for v in step.operands())
         if isinstance(step, Guard):
             facts = (str(list(step.value.shape)), step.value.dtype.name, str(len(step.expected)))
-            yield (str(number), "guard", operands, "", *facts, step.line)
+            yield (str(number), "guard", operands, f"= {_seen(step)}", *facts, step.line)
         else:
             results = list(step.results())
             shapes = " ".join(str(list(v.shape)) for v in results)
@@ -69,21 +71,39 @@ def _rows(program: Program) -> Iterator[Sequence[str]]:
             )
 
 
-def table(program: Program) -> str:
-    """A program as a table, one line an instruction."""
+def title(name: str, program: Program) -> str:
+    """What a program is: its function, what it is given, and how often it ran."""
+    names = Names(program)
+    given = ", ".join(f"{names.of(v)}: {v.dtype.name}{list(v.shape)}" for v in program.code.inputs)
+    return f"{name}({given}), {program.replays} replay{'s' if program.replays != 1 else ''}"
+
+
+def table(name: str, program: Program) -> str:
+    """A program of a function as a table, one line an instruction."""
     rows = [_HEADINGS, *_rows(program)]
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEADINGS))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     names = Names(program)
     lines.append("returns " + ", ".join(names.of(v) for v in program.code.outputs))
-    return "\n".join(lines)
+    return "\n".join([title(name, program), *lines])
 
 
-def graph(programs: Sequence[Program]) -> str:
-    """Programs as a graph in the DOT language, each in a cluster of its own."""
+def _quoted(text: str) -> str:
+    # as a label of the DOT language, where lines are parted by \n
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _seen(guard: Guard) -> str:
+    # what a guard expects: the number, or how many there are
+    found = np.frombuffer(guard.expected, guard.value.dtype.numpy)
+    return str(found[0]) if found.size == 1 else f"{found.size} numbers"
+
+
+def graph(programs: Sequence[tuple[str, Program]]) -> str:
+    """Programs of functions, whose names are given, as a graph in the DOT language, each in a cluster of its own."""
     lines = ["digraph program {", "  node [shape=box, fontname=monospace];"]
-    for k, program in enumerate(programs):
-        lines += [f"  subgraph cluster{k} {{", f'    label="program {k}";']
+    for k, (name, program) in enumerate(programs):
+        lines += [f"  subgraph cluster{k} {{", f"    label={_quoted(title(name, program))};"]
         lines += [f"    {line}" for line in _nodes(program, f"p{k}_")]
         lines.append("  }")
     return "\n".join([*lines, "}"])
@@ -98,18 +118,18 @@ def _nodes(program: Program, prefix: str) -> Iterator[str]:
         if root not in made:
             made[root] = f"{prefix}v{len(made)}"
             style = ", style=rounded" if root.kind == INPUT else ", style=dotted"
-            yield f'{made[root]} [label="{names.of(root)} {list(root.shape)}"{style}];'
+            yield f"{made[root]} [label={_quoted(f'{names.of(root)} {list(root.shape)}')}{style}];"
 
     for number, step in enumerate(program.code.steps):
         own = f"{prefix}s{number}"
         guard = isinstance(step, Guard)
-        label = "guard" if isinstance(step, Guard) else f"{_name(step)} {list(step.out.shape)}"
+        label = f"guard: {_seen(step)}" if isinstance(step, Guard) else f"{_name(step)} {list(step.out.shape)}"
         for value in step.operands():
             yield from node(value)
         for value in step.results():
             made[value] = own
-        line = f"\\n{step.line}" if step.line else ""
-        yield f'{own} [label="{label}{line}"{", shape=diamond" if guard else ""}];'
+        line = f"\n{step.line}" if step.line else ""
+        yield f"{own} [label={_quoted(label + line)}{', shape=diamond' if guard else ''}];"
         for value in step.operands():
             yield f"{made[value.root()[0]]} -> {own};"
     for number, value in enumerate(program.code.outputs):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tapegrad import random
+from tapegrad.autograd.rows import handle
 from tapegrad.autograd.tracing import Draw, Recorder, noting, recorder_of_thread
 from tapegrad.autograd.watching import intercepting
 from tapegrad.creation import from_copy
@@ -25,6 +28,36 @@ OPERANDS = {
     "share_leaf": (0,),
 }
 WITH_MORE = ("record_kernel", "record_on")
+
+
+# modules whose functions capture others: the user's frames are within theirs
+_CAPTURING = ("tapegrad.program._compile", "tapegrad.program.lanes", "tapegrad.program.blocks")
+
+
+def owner_of(k: int) -> Tensor:
+    """The user's own tensor of a buffer, which follows what is done to it, rather than a handle to where it is now.
+
+    It is the outermost one among what the captured function and those it called are working with; asking the collector for all objects
+    would disturb other threads.
+    """
+    found = None
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") not in _CAPTURING:
+        for value in list(frame.f_locals.values()):
+            owner = _tensor_of(k, value)
+            found = found if owner is None else owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return handle(k) if found is None else found
+
+
+def _tensor_of(k: int, value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value if value._id == k else None
+    if isinstance(value, tuple | list):
+        return next((t for t in value if isinstance(t, Tensor) and t._id == k), None)
+    if type(value) is dict:
+        return next((t for t in list(value.values()) if isinstance(t, Tensor) and t._id == k), None)
+    return None
 
 
 def with_operands(name: str, given: tuple, change: Callable[[int], int]) -> tuple:
