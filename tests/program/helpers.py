@@ -55,3 +55,42 @@ def collatz(n):
         n = n / 2 if n % 2 == 0 else 3 * n + 1
         steps = steps + 1
     return steps
+
+
+# of mapped functions
+
+W = np.linspace(0.5, 2.0, 5)
+
+
+def samples(size, width=5):
+    return np.random.default_rng(size).uniform(0, 1, (size, width))
+
+
+def branching(w, x):
+    if x[0] > 0.5:
+        return (w * x).sum()
+    return (w * x).sin().sum() if x[1] > 0.3 else x.exp().sum()
+
+
+def arrays_of(result):
+    leaves = result if isinstance(result, tuple | list) else [result]
+    return [t.detach().numpy() if isinstance(t, tg.Tensor) else t for t in leaves]
+
+
+def agree(found, expected, tolerance=1e-12):
+    for a, b in zip(arrays_of(found), arrays_of(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def only_lanes(compiled):
+    """The paths recorded for a compiled function that was mapped."""
+    (lanes,) = compiled.lanes.values()
+    return lanes.programs()
+
+
+def only_programs(lanes):
+    """The recorded paths, where nothing ran in another way."""
+    assert lanes.programs()
+    assert not any(kind.mapped_only for kind in lanes._kinds.values())
+    return lanes.programs()
