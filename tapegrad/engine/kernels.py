@@ -127,7 +127,7 @@ def describe(value: Any, seen: dict[Any, bytes]) -> bytes:
     if not isinstance(described, python_types.FunctionType) or is_library(described):
         return _describe_value(described, seen)
     seen[id(value)] = described.__qualname__.encode()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(module).encode())  # what is kept imports it
     _describe_code(described.__code__, described, is_jitted(value), digest, seen)
     for default in (*(described.__defaults__ or ()), *(described.__kwdefaults__ or {}).items()):
         digest.update(describe(default, seen))
@@ -362,12 +362,10 @@ def build(
 
 
 def _load(name: str, source: str, environment: dict[str, Any], final: Path, make: Callable) -> Any:
+    if not final.exists():  # asked first: another process may put it there at any moment, whole
+        return None
     try:
         expected = (final / "checksums").read_text()
-    except FileNotFoundError:
-        if not final.exists():
-            return None
-        expected = None
     except (OSError, UnicodeDecodeError):
         expected = None
     file = final / "kernel.py"

@@ -122,7 +122,7 @@ class Path:
             if rest:
                 last[start + j] = address_of_array(tails[j])
         blocks = count // self.block
-        self.replays += blocks
+        self.replays += blocks + (rest > 0)
         self._fuse(self.replays)
 
         def run(some: range) -> bool:
