@@ -76,3 +76,15 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert one[0] == one[1]
     assert one == two
     assert one == three
+
+
+def test_products_keep_to_one_core_where_they_are_told_to():
+    from tapegrad.engine import blas
+
+    controls = blas._thread_controls()
+    if controls is None:
+        pytest.skip("SciPy's BLAS does not say how many threads it uses")
+    before = controls[0]()
+    with blas.one_thread():
+        assert controls[0]() == 1
+    assert controls[0]() == before

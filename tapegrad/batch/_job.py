@@ -22,10 +22,10 @@ from tapegrad.engine.blas import one_thread
 from tapegrad.tensor import Tensor
 
 # A block is what is computed at once. It depends on the job alone, and so do all results: neither the size of chunks nor the number of
-# workers changes a bit of them. What is read and written for a block stays in the cache that cores share; more than 32,768 samples gain
+# workers changes a bit of them. What is read and written for a block stays in the cache that cores share; more than 65,536 samples gain
 # nothing. What cannot be recorded has intermediate values of all samples of a block in memory. 256 calls take a tenth of a second.
-_BLOCK_BYTES, _MOST_IN_BLOCK, _MOST_MAPPED_IN_BLOCK, _MOST_CALLS_IN_BLOCK = 8 << 20, 1 << 15, 1 << 12, 1 << 8
-_BLOCKS_IN_CHUNK = 8
+_BLOCK_BYTES, _MOST_IN_BLOCK, _MOST_MAPPED_IN_BLOCK, _MOST_CALLS_IN_BLOCK = 16 << 20, 1 << 16, 1 << 12, 1 << 8
+_BLOCKS_IN_CHUNK = 4
 # samples among which one is looked for that works, and those that tell whether paths are worth recording
 _TRIED, _TOLD = 64, 32
 

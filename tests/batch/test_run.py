@@ -461,13 +461,13 @@ def test_blocks_fit_a_cache_and_take_no_time():
     def block(f, data, params=PARAMS, reduce=None):
         return Job(f, params, open_data(data), ("params",), reduce, False).block
 
-    assert block(loss, samples(9)) == 32768
-    assert block(branching, samples(9)) == 32768
+    assert block(loss, samples(9)) == 65536
+    assert block(branching, samples(9)) == 65536
     assert block(lambda p, x: p["w"].sum() * float(x[0]), samples(40)) == 256
     wide = np.ones((2, 3000))
-    assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000)) == 128  # of 48,000 bytes each
-    assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000), "sum") == 256
-    assert block(lambda p, x: (p * x).sum(), np.ones(2), np.ones(300_000)) == 2
+    assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000)) == 256  # of 48,000 bytes each
+    assert block(lambda p, x: (p * x).sum(), wide, np.ones(3000), "sum") == 512
+    assert block(lambda p, x: (p * x).sum(), np.ones(2), np.ones(300_000)) == 4
     assert block(lambda p, x: (x.sort().values * p["w"]).sum(), samples(40)) == 4096  # not recorded
 
 
