@@ -248,3 +248,41 @@ def test_a_value_between_two_writes():
     for mapped in (between, tg.func.grad(between)):
         expected = np.stack([mapped(row).numpy() for row in x])
         np.testing.assert_allclose(tg.vmap(mapped)(x).numpy(), expected, rtol=1e-6)
+
+
+def part_written_without_gradient(x):
+    with tg.no_grad():
+        y = tg.zeros(3)
+        y[1:] = x[:2]
+        y[0].add_(x.sum())
+        return y * 1
+
+
+def part_added_to(x):
+    y = tg.zeros(2, 3)
+    y[1, 2] += x[0]
+    y[0, 1:] *= x[1]
+    y[0].copy_(x[:1])
+    return (y**2).sum()
+
+
+def test_writes_to_a_part_without_gradient():
+    x = tg.tensor([[0.9, 0.8], [0.2, 0.3], [0.5, 0.1]])
+    found = tg.vmap(part_written_without_gradient)(x)
+    expected = np.stack([part_written_without_gradient(row).numpy() for row in x])
+    np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(found.numpy()[:, 1:], x.numpy())
+
+
+def test_pushed_through_a_written_part():
+    x = tg.tensor([[0.9, 0.8], [0.2, 0.3]])
+    for push in (tg.func.jacfwd, lambda f: tg.func.hessian(lambda z: f(z) * z.sum())):
+        pull = (
+            tg.func.jacrev
+            if push is tg.func.jacfwd
+            else lambda f: tg.func.jacrev(tg.func.jacrev(lambda z: f(z) * z.sum()))
+        )
+        expected = np.stack([pull(part_added_to)(row).numpy() for row in x])
+        for k in range(2):
+            np.testing.assert_allclose(push(part_added_to)(x[k]).numpy(), expected[k], rtol=1e-5)
+        np.testing.assert_allclose(tg.vmap(push(part_added_to))(x).numpy(), expected, rtol=1e-5)

@@ -356,7 +356,8 @@ def record_view(S, op, a, layout, offset, where, where_offset):
         O.flags |= NO_GRAD_VIEW
     if mode and not traced:
         O.flags |= UNFOLLOWED
-        return out
+        if s.trace_mask == 0:  # a transformation records what is written, also without gradient
+            return out
     O.flags |= IS_VIEW
     O.stamp = shared.graph_version
     if recorded:
