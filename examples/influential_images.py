@@ -22,6 +22,7 @@ F = tg.nn.functional
 TRAINING, DECAY, SHOWN, STEP = 400, 1e-2, 3, 1e-2
 
 
+@tg.compile
 def loss(w: tg.Tensor, image: tg.Tensor, label: tg.Tensor) -> tg.Tensor:
     """The loss of one image, or the losses of many; `w` holds 10 rows of 64 weights and a bias."""
     return F.cross_entropy(image @ w[:, :64].T + w[:, 64], label, reduction="none")
