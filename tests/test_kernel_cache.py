@@ -70,6 +70,11 @@ def variants():
         named("def f(k): return t[k]", t=table),
         named("def f(k): return t[k]", t=other),
     )
+    yield (
+        "the home of a jitted function",
+        named("@numba.njit\ndef f(x): return x", __name__="tapegrad_one"),
+        named("@numba.njit\ndef f(x): return x", __name__="tapegrad_two"),
+    )
     yield "a default", named("def f(x, k=1): return x + k"), named("def f(x, k=2): return x + k")
 
 
