@@ -307,7 +307,7 @@ def test_a_scheduler_that_does_not_answer(folder, monkeypatch):
 def test_interrupt_exits_with_130(folder):
     (folder / "slow.py").write_text(
         "import time\nfrom tapegrad.batch import _job\n_job._MOST_IN_BLOCK = 4\n"
-        "def f(x):\n    time.sleep(0.2)\n    return x.sum() if x[0] < 9 else x.mean()\n"
+        "def f(x):\n    time.sleep(0.2)\n    return x.sum() if float(x[0]) < 9 else x.mean()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "tapegrad.cli", "batch", "slow:f", "--data", "x.npy", "--out", "g.npy", "--chunk-size", "4"],

@@ -42,7 +42,7 @@ def functions():
     def slow(params, x):
         import time
 
-        if x.sum() > 100:
+        if float(x[0]) > 100:  # a path of its own for every sample, so that it is called once a sample
             return x.sum() * params["w"].sum()
         time.sleep(0.01)
         return (tg.tanh(x * params["w"] + params["b"]) ** 2).sum()
@@ -89,6 +89,19 @@ def test_the_same_bits_of_a_reduction(client):
     assert found[0].gradient["w"].tobytes() == found[1].gradient["w"].tobytes()
 
 
+def replaced(client, pids):
+    """Whether other processes come to be the workers; one that died may be asked still for a while."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            if client.run(os.getpid) != pids:
+                return True
+        except OSError:
+            pass
+        time.sleep(0.1)
+    return False
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_worker_that_is_killed_is_replaced(client, tmp_path):
     pids = client.run(os.getpid)
@@ -104,7 +117,7 @@ def test_a_worker_that_is_killed_is_replaced(client, tmp_path):
     killer.start()
     run(F["slow"], DATA, PARAMS, out=path, values=tmp_path / "v.npy", client=client, chunk_size=8)
     killer.join()
-    assert client.run(os.getpid) != pids
+    assert replaced(client, pids)
     values, lines = by_hand(F["loss"], DATA, PARAMS)
     np.testing.assert_allclose(np.load(path), lines, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), values, rtol=1e-12)
