@@ -4,6 +4,7 @@ from tapegrad.ops import (
     activation,
     affine,
     arithmetic,
+    assigning,
     choosing,
     class_losses,
     comparing,

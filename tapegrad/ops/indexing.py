@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tapegrad import dtypes, errors
+from tapegrad import dtypes
 from tapegrad.creation import from_copy
-from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.ops import _reading
 from tapegrad.ops import pointwise as pw
-from tapegrad.ops._arguments import check_tensor
 from tapegrad.ops._kernel import empty, kernel_op
 from tapegrad.ops._operands import cast, constant
-from tapegrad.ops._public import export
 from tapegrad.ops._reading import computed, computed_rows, of_samples, runs_again
 from tapegrad.ops._rows import put_rows, putting, take_rows, taking
 from tapegrad.ops._view import Geometry, ViewOp, ViewPlan, contiguous_geometry, plan_view, show
-from tapegrad.ops._write import _records, assign, check_no_overlap
 from tapegrad.ops.shaping import unsqueeze
 from tapegrad.ops.slicing import narrow, one_of, part_of, select
 from tapegrad.tensor import Tensor
@@ -31,7 +26,7 @@ from tapegrad.tensor import Tensor
 _S = rt.S
 _new = object.__new__
 _PLAIN = frozenset((int, type(None)))
-_TRUTH = (dtypes.bool, np.bool_)
+TRUTH = (dtypes.bool, np.bool_)
 FULL = (slice, None, None, None)
 _ZERO_DIM = (
     "invalid index of a 0-dim tensor. Use `tensor.item()` in Python or `tensor.item<T>()` in C++ to convert a 0-dim tensor to a "
@@ -154,15 +149,15 @@ def _getitem(self: Tensor, key: Any) -> Tensor:
 
 def _elements(self: Tensor, key: Any) -> Tensor:
     key = key if type(key) is tuple else (key,)
-    chosen = _chosen_by_sample(key)
+    chosen = chosen_by_sample(key)
     if chosen >= 0:
-        part, rest = _at_chosen(self, key, chosen)
+        part, rest = at_chosen(self, key, chosen)
         return part[rest] if rest else part
-    tokens, arrays = _parsed(self, key)
+    tokens, arrays = parsed_index(self, key)
     x = basic_view(self, tokens) if _changes(tokens) or not arrays else self
     if not arrays:
         return x
-    index, first, last, shape = _row_numbers(x, arrays)
+    index, first, last, shape = row_numbers(x, arrays)
     return index_rows(x, index, first, last, shape)
 
 
@@ -170,8 +165,8 @@ def _changes(tokens: tuple) -> bool:
     return any(t != FULL and t is not Ellipsis for t in tokens)
 
 
-def _is_whole(x: Tensor, tokens: tuple) -> bool:
-    # whether a basic index of slices shows all of a tensor, without counting from the end
+def is_whole(x: Tensor, tokens: tuple) -> bool:
+    """Whether a basic index of slices shows all of a tensor, without counting from the end."""
     if not all(t is Ellipsis or (type(t) is tuple and t[1] in (None, 0) and t[3] in (None, 1)) for t in tokens):
         return False
     layout = rt.look(_S, x._id, LOOK_META) >> 16
@@ -182,10 +177,10 @@ def _is_whole(x: Tensor, tokens: tuple) -> bool:
 # arrays as indices
 
 # an array index: the dim it starts at, how many dims it covers, and the places (an array, or a tensor to use as it is)
-_Entry = tuple[int, int, Any]
+Entry = tuple[int, int, Any]
 
 
-def _parsed(x: Tensor, key: tuple) -> tuple[tuple, list[_Entry]]:
+def parsed_index(x: Tensor, key: tuple) -> tuple[tuple, list[Entry]]:
     """The basic part of an index, which leaves dims with arrays whole, and the arrays with the dims of its result.
 
     Raises:
@@ -199,7 +194,7 @@ def _parsed(x: Tensor, key: tuple) -> tuple[tuple, list[_Entry]]:
             raise IndexError(_ZERO_DIM)
         raise IndexError(f"too many indices for tensor of dimension {ndim}")
     tokens: list[Any] = []
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     d = source = 0
     seen = False
     for item in items:
@@ -226,7 +221,7 @@ def _parsed(x: Tensor, key: tuple) -> tuple[tuple, list[_Entry]]:
                 entries.append((d, 1, item.reshape(1)))
                 d += 1
                 continue
-            if item.dtype in _TRUTH:
+            if item.dtype in TRUTH:
                 _check_mask(x, item, source, d)
             entries.append((d, span, item))
             tokens += [FULL] * span
@@ -288,7 +283,7 @@ def _covers(item: Any) -> int:
         return 0
     if type(item) in (int, tuple):
         return 1
-    return item.ndim if item.dtype in _TRUTH else 1
+    return item.ndim if item.dtype in TRUTH else 1
 
 
 def checked_places(places: np.ndarray, n: int, d: int) -> np.ndarray:
@@ -310,8 +305,8 @@ def checked_places(places: np.ndarray, n: int, d: int) -> np.ndarray:
 # a place that differs between the samples of a `vmap`: a 0-d tensor, which elsewhere is the integer in it
 
 
-def _chosen_by_sample(key: tuple) -> int:
-    # the first item of an index that is one, -1 if none is
+def chosen_by_sample(key: tuple) -> int:
+    """The first item of an index that is a place which differs between samples, -1 if none is."""
     if _reading.sampling:
         for k, item in enumerate(key):
             if isinstance(item, Tensor) and item.ndim == 0 and item.dtype.category == 1 and of_samples([item]):
@@ -319,16 +314,16 @@ def _chosen_by_sample(key: tuple) -> int:
     return -1
 
 
-def _at_chosen(x: Tensor, key: tuple, chosen: int) -> tuple[Tensor, tuple]:
-    """What the item names along its dim, and the rest of the index, which is for that."""
-    index, d = _with_row(x, key, chosen)
+def at_chosen(x: Tensor, key: tuple, chosen: int) -> tuple[Tensor, tuple]:
+    """What such an item names along its dim, and the rest of the index, which is for that."""
+    index, d = row_of_sample(x, key, chosen)
     shape = tuple(x.shape)
     rest = (*key[:chosen], *key[chosen + 1 :])
     return index_rows(x, index, d, d + 1, (*shape[:d], *shape[d + 1 :])), rest
 
 
-def _with_row(x: Tensor, key: tuple, chosen: int) -> tuple[Tensor, int]:
-    # the item as a checked index, and the dim it is for
+def row_of_sample(x: Tensor, key: tuple, chosen: int) -> tuple[Tensor, int]:
+    """Such an item as a checked index, and the dim it is for."""
     before = sum(_covers(_item(item)) for item in key[:chosen])
     if any(item is Ellipsis for item in key[:chosen]):
         before = x.ndim - sum(_covers(_item(item)) for item in key[chosen + 1 :]) - 1
@@ -342,7 +337,7 @@ def _checked_rows(index: Tensor, n: int, d: int) -> Tensor:
     return computed(functools.partial(checked_places, n=n, d=d), index, stretches=(0,))
 
 
-def _row_numbers(x: Tensor, entries: list[_Entry]) -> tuple[Tensor, int, int, tuple[int, ...]]:
+def row_numbers(x: Tensor, entries: list[Entry]) -> tuple[Tensor, int, int, tuple[int, ...]]:
     """One index over the dims that arrays cover, seen as one.
 
     Returns:
@@ -353,7 +348,7 @@ def _row_numbers(x: Tensor, entries: list[_Entry]) -> tuple[Tensor, int, int, tu
         d, span, item = entries[0]
         if isinstance(item, Tensor) and item.dtype is dtypes.int64 and item.is_contiguous():
             return _checked_rows(item, shape[d], d), d, d + 1, (*shape[:d], *item.shape, *shape[d + 1 :])
-        if span > 1 or item.dtype in _TRUTH:
+        if span > 1 or item.dtype in TRUTH:
             found = computed_rows(
                 "indexing with a mask", np.flatnonzero, item if isinstance(item, Tensor) else from_copy(item)
             )
@@ -482,170 +477,5 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return zeros(shape, dtype=like.dtype)
 
 
-# assignment
-
-
-def _setitem(self: Tensor, key: Any, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        if not isinstance(value, bool | int | float | np.generic):
-            raise TypeError(f"can't assign a {type(value).__name__} to a tapegrad.{self.dtype.tensor_type}Tensor")
-        value = constant(value.item() if isinstance(value, np.generic) else value, self.dtype)
-    if key is False:
-        return
-    key = key if type(key) is tuple else (key,)
-    chosen = _chosen_by_sample(key)
-    if chosen >= 0:
-        part, rest = _at_chosen(self, key, chosen)
-        part[rest if rest else ...] = value
-        index, d = _with_row(self, key, chosen)
-        assign(self, put_at(self, index, part, d, d + 1, tuple(part.shape), False), fresh=True)
-        return
-    tokens, arrays = _parsed(self, key)
-    # the view is refreshed with its base: a stale one would write beside the graph
-    target = self if _is_whole(self, tokens) else basic_view(self, tokens)
-    if not arrays:
-        assign(target, _fitted(value, target.ndim))
-        return
-    spans, ranks = zip(*((span, 1 if item.dtype in _TRUTH else item.ndim) for _, span, item in arrays), strict=True)
-    _put_in_place(target, arrays, _fitted(value, target.ndim - sum(spans) + max(ranks)), False)
-
-
-def _filled_by_mask(x: Tensor, entries: list[_Entry], values: Tensor, accumulate: bool) -> Tensor | None:
-    """What puts values wherever a mask that is met again holds, if they do not depend on how often it does."""
-    if len(entries) != 1:
-        return None
-    d, span, mask = entries[0]
-    if not isinstance(mask, Tensor) or mask.dtype is not dtypes.bool or not runs_again([mask]):
-        return None
-    shape = tuple(x.shape)
-    inner = len(shape) - d - span
-    if values.ndim > inner and values.shape[-inner - 1] != 1:
-        return None
-    _check_dtypes(x, values)
-    _check_values((*shape[:d], 1, *shape[d + span :]), values)
-    if values.ndim > inner:
-        given = tuple(values.shape)
-        values = values.reshape((*given[: -inner - 1], *[1] * span, *given[len(given) - inner :]))  # type: ignore[attr-defined]
-    held = mask.reshape((*mask.shape, *[1] * inner))  # type: ignore[attr-defined]
-    return pw.where_op(held, pw.add(x, values) if accumulate else values.expand(shape), x)  # type: ignore[attr-defined]
-
-
-def _fitted(value: Tensor, ndim: int) -> Tensor:
-    # leading dims of extent one that the target has not
-    shape = tuple(value.shape)
-    extra = 0
-    while len(shape) - extra > ndim and shape[extra] == 1:
-        extra += 1
-    return value.view(shape[extra:]) if extra else value  # type: ignore[attr-defined]
-
-
-def _check_dtypes(target: Tensor, values: Tensor) -> None:
-    if values.dtype is not target.dtype:
-        raise RuntimeError(
-            "Index put requires the source and destination dtypes match, got "
-            f"{target.dtype.tensor_type} for the destination and {values.dtype.tensor_type} for the source."
-        )
-
-
-def _check_values(shape: Sequence[int], values: Tensor) -> None:
-    given = tuple(values.shape)
-    fits = len(given) <= len(shape) and all(
-        a in (1, b) for a, b in zip(reversed(given), reversed(tuple(shape)), strict=False)
-    )
-    if not fits:
-        raise RuntimeError(
-            f"shape mismatch: value tensor of shape {list(given)} cannot be broadcast to indexing result of shape {list(shape)}"
-        )
-
-
-def _put_in_place(target: Tensor, entries: list[_Entry], values: Tensor, accumulate: bool) -> None:
-    # what samples of a `vmap` put into a view is put into its old elements, which the write itself replaces
-    old = target.clone() if target._base_tensor() is not None and _reading.is_sampling() else target  # type: ignore[attr-defined]
-    filled = _filled_by_mask(old, entries, values, accumulate)
-    if filled is not None:
-        assign(target, filled, fresh=True)
-        return
-    index, first, last, shape = _row_numbers(target, entries)
-    _check_dtypes(target, values)
-    _check_values(shape, values)
-    if _records(target, [values, index]):
-        assign(target, put_at(old, index, values, first, last, shape, accumulate), fresh=True)
-        return
-    check_writable(target)
-    extents = tuple(target.shape)
-    rt.mark_written(_S, target._id, 0, 0)
-    memory = target._memory_array()
-    if not target.numel() or not math.prod(shape):
-        return
-    covered = np.unravel_index(index._address_array().ravel(), extents[first:last])
-    flat = (*extents[:first], index.numel(), *extents[last:])
-    given = np.broadcast_to(values._address_array(), shape).reshape(flat)
-    where = (slice(None),) * first + covered
-    if accumulate:
-        np.add.at(memory, where, given)
-    else:
-        memory[where] = given
-
-
-def check_writable(target: Tensor) -> None:
-    """Refuse an unrecorded write to a tensor that must not be written.
-
-    Raises:
-        RuntimeError: for inference tensors outside inference mode, and tensors whose elements share memory.
-    """
-    flags = rt.look(_S, target._id, LOOK_META) >> 8
-    if flags & structs.INFERENCE and not rt.mode_of_thread(_S) & structs.INFERENCE_MODE:
-        raise RuntimeError(errors.INFERENCE_WRITTEN)
-    check_no_overlap(target)
-
-
-def _put_arguments(input: Tensor, indices: Any, values: Any) -> list[_Entry]:
-    check_tensor("index_put", input)
-    if not isinstance(indices, Sequence):
-        raise TypeError(f"index_put(): argument 'indices' must be tuple of Tensors, not {type(indices).__name__}")
-    if not isinstance(values, Tensor):
-        raise TypeError(f"index_put(): argument 'values' must be Tensor, not {type(values).__name__}")
-    return _parsed(input, tuple(slice(None) if k is None else _as_array(k) for k in indices))[1]
-
-
-def _as_array(index: Any) -> Any:
-    # a 0-d integer tensor is an array here, not a place to select
-    if isinstance(index, Tensor) and index.ndim == 0 and index.dtype.category == 1:
-        return index.reshape(1)  # type: ignore[attr-defined]
-    return index
-
-
-def index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
-    """A copy of the tensor with other elements at places given by arrays.
-
-    Args:
-        input: the tensor.
-        indices: one array of places, or mask, a dimension.
-        values: what to put there, broadcast to the shape of ``input[indices]``.
-        accumulate: add to what is there instead.
-
-    >>> import tapegrad as tg
-    >>> tg.index_put(tg.zeros(3), (tg.tensor([0, 0]),), tg.tensor(2.0), accumulate=True)
-    tensor([4., 0., 0.])
-    """
-    entries = _put_arguments(input, indices, values)
-    filled = _filled_by_mask(input, entries, values, accumulate)
-    if filled is not None:
-        return filled
-    index, first, last, shape = _row_numbers(input, entries)
-    _check_values(shape, values)
-    _check_dtypes(input, values)
-    return put_at(input, index, values, first, last, shape, accumulate)
-
-
-def index_put_(self: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
-    """In-place version of `index_put`."""
-    _put_in_place(self, _put_arguments(self, indices, values), values, accumulate)
-    return self
-
-
-export(index_put)
-export(index_put_, public=False)
-_getitem.__name__, _setitem.__name__ = "__getitem__", "__setitem__"
+_getitem.__name__ = "__getitem__"
 Tensor.__getitem__ = _getitem
-Tensor.__setitem__ = _setitem

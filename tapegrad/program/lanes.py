@@ -119,10 +119,10 @@ class Lanes:
         call = checked_call(self._function, args, kwargs, self._in_dims)
         key = self._key(call)
         if key is None or capturing() or is_sampling():
-            return self._mapped(call, out)
+            return self.mapped(call, out, capturing() or _as_tensors(call))
         kind = self._kind(key)
         if kind.mapped_only:
-            return self._mapped(call, out)
+            return self.mapped(call, out, _as_tensors(call))
         return _Run(self, call, kind, out, failed).result()
 
     def _kind(self, key: Any) -> _Kind:
@@ -148,14 +148,19 @@ class Lanes:
             return None
         return tuple(key) if call.size else None
 
-    def _mapped(self, call: Mapping, out: Sequence[np.ndarray] | None) -> Any:
+    def mapped(self, call: Mapping, out: Sequence[np.ndarray] | None, as_tensors: bool) -> Any:
+        """What `vmap` returns without programs, as tensors or as arrays; `out` if that is given."""
         found = run_mapping(call, self._out_dims, self.randomness)
-        if out is not None:
-            _write_out(out, [t.detach().numpy() for t in _tree.flatten(found)[0]])
-            return out
-        if call.as_arrays and not depth() and not capturing():
-            return _tree.map_leaves(lambda t: t.detach().numpy() if isinstance(t, Tensor) else t, found)
-        return found
+        if out is None and as_tensors:
+            return found
+        found = _tree.map_leaves(lambda t: t.detach().numpy() if isinstance(t, Tensor) else t, found)
+        if out is None:
+            return found
+        leaves = _tree.flatten(found)[0]
+        _check_out(out, [(a.shape, a.dtype) for a in leaves])
+        for array, leaf in zip(out, leaves, strict=True):
+            array[...] = leaf
+        return out
 
     def expect(self, samples: int) -> None:
         """Say how many samples are to come, so that what is worth compiling for them is compiled now."""
@@ -188,7 +193,7 @@ class _Run:
         self.places = [p for p, v in enumerate(call.values) if isinstance(v, Tensor)]
         self.mapped = [call.dims[p] is not None for p in self.places]
         self.sources = [self._source(p) for p in self.places]
-        self.as_tensors = out is None and (bool(depth()) or not call.as_arrays)
+        self.as_tensors = out is None and _as_tensors(call)
         self.draws = Draws(call.size, lanes.randomness)
         self.outs: list[np.ndarray] | None = None
         self.of_sample: list[Result] = []
@@ -213,7 +218,7 @@ class _Run:
         if not self.kind.steered:
             try:
                 with drawing_for(self.draws, np.arange(self.call.size)):
-                    found = self.lanes._mapped(self.call, self.out)
+                    found = self.lanes.mapped(self.call, self.out, self.as_tensors)
                 self.kind.mapped_only = self.unrecordable
                 return found
             except sampling.SteeredByValues:
@@ -249,7 +254,7 @@ class _Run:
         assert wholes is not None
         places = _tree.spread(self.lanes._out_dims, self.structure)
         if places is None:
-            return self.lanes._mapped(self.call, None)  # which says what is wrong
+            return self.lanes.mapped(self.call, None, True)  # which says what is wrong
         made = []
         for whole, place in zip(wholes, places, strict=True):
             if isinstance(whole, Tensor):
@@ -461,10 +466,8 @@ def _power_below(n: int) -> int:
     return 1 << n.bit_length() - 1
 
 
-def _write_out(out: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> None:
-    _check_out(out, [(a.shape, a.dtype) for a in found])
-    for array, leaf in zip(out, found, strict=True):
-        array[...] = leaf
+def _as_tensors(call: Mapping) -> bool:
+    return bool(depth()) or not call.as_arrays
 
 
 def _check_out(out: Sequence[np.ndarray], facts: Sequence[tuple[tuple[int, ...], np.dtype]]) -> None:

@@ -233,3 +233,31 @@ def test_losses_whose_arguments_are_checked():
     with pytest.raises(RuntimeError, match="between 0 and 1"):
         f(p * 3, y)
     same(f(p, y), F.binary_cross_entropy(tg.tensor(p), tg.tensor(y)), 1e-12)
+
+
+def fills(x):
+    y = x * 1
+    y[y > 0.5] = x.sum()
+    return (y * y).sum()
+
+
+def fills_rows(x):
+    y = tg.outer(x, x)
+    y[x > 0.5] = x
+    return (y * y).sum()
+
+
+def picks(x):
+    return x[x > 0.5].sin().sum() + x.masked_select(x < 0.3).sum()
+
+
+@pytest.mark.parametrize(("f", "most"), [(fills, 1), (fills_rows, 1), (picks, 12)])
+def test_masks_are_guarded_by_how_often_they_hold(f, most):
+    compiled = tg.compile(f)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        x = tg.tensor(rng.uniform(size=5))
+        for found, expected in zip(compiled.value_and_grad(x), tg.func.value_and_grad(f)(x), strict=True):
+            same(found, expected, 1e-12)
+    assert compiled.stats()["captures"] <= most
+    assert compiled.stats()["eager"] == 0
