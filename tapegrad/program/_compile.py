@@ -15,7 +15,7 @@ import numpy as np
 
 from tapegrad import _tree
 from tapegrad.autograd.tracing import is_traced, under_way
-from tapegrad.creation import as_tensor
+from tapegrad.creation import as_tensor, from_copy
 from tapegrad.engine.runtime import rt
 from tapegrad.func._derivatives import value_and_grad
 from tapegrad.program.callable import Native
@@ -263,7 +263,8 @@ class Compiled(Callables):
     def _tracked(self, family: Family, program: Program, leaves: list[Any], ran: Ran) -> Any:
         # as one row on the tape
         outputs, draws = ran
-        data = [v if isinstance(v, Tensor) else as_tensor(v) for v in leaves if is_data(v)]
+        # backward needs arrays as they are now
+        data = [v if isinstance(v, Tensor) else from_copy(v) for v in leaves if is_data(v)]
         tensors = [*data, *program.wanted(), *draws]
         context = CompiledCallBackward(self, family, program, len(data), tensors)
         if any(context.needs_input_grad):

@@ -60,6 +60,9 @@ _S = rt.S
 _turn = threading.RLock()
 
 
+FACTS = ~0xFF00 | structs.REQUIRES_GRAD << 8  # of META: layout, dtype, and whether it requires grad
+
+
 class Argument:
     """An input that is an argument of the call."""
 
@@ -72,12 +75,12 @@ class Captured:
 
     Attributes:
         tensor: the tensor, read anew at each call.
-        meta: its layout and dtype at capture.
+        meta: its layout, dtype and whether it requires grad, at capture.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        self.meta = rt.look(_S, tensor._id, LOOK_META) & ~0xFF00
+        self.meta = rt.look(_S, tensor._id, LOOK_META) & FACTS
 
 
 class Drawn:

@@ -13,7 +13,7 @@ from tapegrad.engine import structs
 from tapegrad.engine.programs import FINISHED
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_DATA, LOOK_META
-from tapegrad.program.capture import Argument, Captured, Drawn
+from tapegrad.program.capture import FACTS, Argument, Captured, Drawn
 from tapegrad.program.fusion import Fusing
 from tapegrad.program.native import Native, Replica, empty_array
 from tapegrad.program.values import Code, Guard
@@ -22,7 +22,6 @@ from tapegrad.tensor import Size, Tensor, check_id, wrap
 _S = rt.S
 # arrays of up to so many bytes are copied, which is quicker than to find out where they are
 _SMALL = 4096
-_IGNORED = 0xFF00  # flags in META
 
 
 class Place(NamedTuple):
@@ -249,13 +248,13 @@ def address_of(source: Captured) -> int:
     """Where the elements of a tensor from outside are.
 
     Raises:
-        Outdated: if it has another shape or dtype than it had.
+        Outdated: if it has another shape or dtype than it had, or requires grad where it did not.
     """
     t = source.tensor
     meta = rt.look(_S, t._id, LOOK_META)
     if meta & structs.IS_VIEW << 8:
         t._refresh()
         meta = rt.look(_S, t._id, LOOK_META)
-    if meta & ~_IGNORED != source.meta:
+    if meta & FACTS != source.meta:
         raise Outdated
     return rt.look(_S, t._id, LOOK_DATA)

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from tapegrad import _tree, dtypes
-from tapegrad.engine import structs
 from tapegrad.engine.runtime import rt
 from tapegrad.engine.tape import LOOK_META
 from tapegrad.metadata import layout_facts
+from tapegrad.program.capture import FACTS
 from tapegrad.tensor import Tensor
 
 _S = rt.S
-_FACTS = ~0xFF00 | structs.REQUIRES_GRAD << 8  # of META: layout, dtype, and whether it requires grad
 _PLAIN = {bool, int, str, type(None), bytes}
 
 # of arguments: the tree they make, or how many there are if each is a leaf
@@ -72,7 +71,7 @@ def signature_of(name: str, args: tuple, kwargs: dict, static: Container[int]) -
             if not layout_facts(meta >> 16)[2]:
                 a = a.contiguous()  # type: ignore[attr-defined]
                 meta = rt.look(_S, a._id, LOOK_META)
-            key.append(meta & _FACTS)
+            key.append(meta & FACTS)
         elif kind is np.ndarray and a.dtype.kind != "O":
             key.append(a.dtype)
             key.append(a.shape)
@@ -99,7 +98,7 @@ def _of_trees(name: str, args: tuple, kwargs: dict, static: Any) -> tuple[list[A
             key += [leaf.dtype, leaf.shape]
         elif isinstance(leaf, Tensor):
             leaf = leaf.contiguous()  # type: ignore[attr-defined]
-            key.append(rt.look(_S, leaf._id, LOOK_META) & _FACTS)
+            key.append(rt.look(_S, leaf._id, LOOK_META) & FACTS)
         else:
             key += [type(leaf), leaf.hex() if type(leaf) is float else leaf]
         leaves.append(leaf)

@@ -136,6 +136,29 @@ class TestGradients:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             value.backward()
 
+    def test_tensors_outside_that_begin_or_cease_to_require_grad(self):
+        w = tg.tensor([1.0, 2.0])
+        f = tg.compile(lambda x: (x * w).sum())
+        x = tg.tensor([3.0, 4.0])
+        for wanted in (False, True, False, True):
+            w.requires_grad_(wanted)
+            assert f(x).requires_grad == wanted
+        f(x).backward()
+        same(w.grad, x)
+        doubled = w * 2
+        g = tg.compile(lambda x: (x * doubled).sum())
+        assert g(x).requires_grad
+        doubled.detach_()
+        assert not g(x).requires_grad
+
+    def test_arrays_written_to_before_backward(self):
+        f = tg.compile(lambda x, a: (x * a).sum())
+        x, a = leaf(1.0, 2.0, dtype=tg.float64), np.array([3.0, 4.0])
+        value = f(x, a)
+        a[:] = 7
+        value.backward()
+        same(x.grad, np.array([3.0, 4.0]))
+
     def test_leaves_that_the_function_makes(self):
         f = tg.compile(lambda x: ((x * 2).detach().requires_grad_(), x * tg.ones(2, requires_grad=True), x))
         for a, b, _ in (f(tg.ones(2)), f(tg.ones(2)), f(leaf(1.0, 1.0))):
