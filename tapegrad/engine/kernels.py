@@ -132,7 +132,6 @@ def describe(value: Any, seen: dict[Any, bytes]) -> bytes:
     for default in (*(described.__defaults__ or ()), *(described.__kwdefaults__ or {}).items()):
         digest.update(describe(default, seen))
     if is_jitted(value):
-        digest.update(str(described.__module__).encode())  # which cached code imports when it is loaded
         digest.update(describe(value.targetoptions, seen))
         if value.locals:
             digest.update(describe(value.locals, seen))
