@@ -69,6 +69,21 @@ def test_class_losses_match_pytorch(shape, reduction):
     compare(lambda f, x, t, w: weighted(f, x, t, w, 0.1), a, t, weight, names=False)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (2, 4, 3)], ids=str)
+def test_classes_that_are_all_ignored(shape, reduction, smoothing):
+    a, t = RNG.normal(size=shape), np.ones(() if len(shape) == 1 else (shape[0], *shape[2:]), np.int64)
+
+    def loss(f, x, t):
+        return f.cross_entropy(x, t, ignore_index=1, reduction=reduction, label_smoothing=smoothing)
+
+    compare(loss, a, t, names=False)
+    x, y = tg.tensor(a, requires_grad=True), tg.tensor(t)
+    (slope,) = tg.autograd.grad(loss(F, x, y).sum(), x, create_graph=True)
+    assert np.array_equal(slope.detach().numpy(), np.zeros(shape))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_class_probabilities_match_pytorch(reduction):
     a, p = RNG.normal(size=(3, 4)), RNG.uniform(size=(3, 4))

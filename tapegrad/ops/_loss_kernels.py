@@ -239,8 +239,8 @@ def class_reverse(S, row, start, stop):
         if inner == 1:
             for i in range(k * block_rows, min((k + 1) * block_rows, outer)):
                 a = P(adjoint + i * classes * SIZE)
-                part = g[0 if step == 2 else i] * kept[2 * i + 1]
-                # a row without weight has no gradient, whatever it holds
+                # a row without weight has no gradient, whatever it holds and whatever arrives
+                part = g[0 if step == 2 else i] * kept[2 * i + 1] if kept[2 * i + 1] != 0 else 0.0
                 if part == 0 or not FUSED:
                     if fresh:
                         for j in range(classes):
@@ -265,7 +265,8 @@ def class_reverse(S, row, start, stop):
         levels, factors = f64(work), f64(work + 8 * PAIR_COLUMNS)
         for j in range(m):
             levels[j] = kept[2 * (first + j)] if FUSED else 0.0
-            factors[j] = g[0 if step == 2 else first + j] * kept[2 * (first + j) + 1] / divisor
+            weight = kept[2 * (first + j) + 1]
+            factors[j] = g[0 if step == 2 else first + j] * weight / divisor if weight != 0 else 0.0
         for q in range(classes):
             at = ((o * classes + q) * inner + c) * SIZE
             v, a = P(x + at), P(adjoint + at)

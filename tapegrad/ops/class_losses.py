@@ -115,9 +115,10 @@ def _likelihood_part(g: Tensor, target: Tensor, kept: Tensor, words: Sequence[in
     outer, classes, inner = words[1:4]
     rows = outer * inner
     weights = kept[: 2 * rows].view(outer, inner, 2)[:, :, 1].unsqueeze(1)
-    # a row without weight has no gradient, whatever it holds
+    # a row without weight has no gradient, whatever it holds and whatever arrives
     idle = pw.eq(weights, 0)
-    share = cast(pw.where_op(idle, 0.0, weights / kept[2 * rows]), g.dtype) * g.reshape((-1, 1, inner if g.ndim else 1))
+    factors = cast(pw.where_op(idle, 0.0, weights / kept[2 * rows]), g.dtype)
+    share = pw.where_op(idle, 0.0, factors * g.reshape((-1, 1, inner if g.ndim else 1)))
     places = target.view(outer, 1, inner).masked_fill(idle, 0)
     if scores is None:
         part = zeros((outer, classes, inner), dtype=g.dtype)
