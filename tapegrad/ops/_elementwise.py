@@ -99,7 +99,7 @@ class UserOp(Pointwise):
         dtype = operands[0].dtype
         name += dtype.name
         if name not in self._again:
-            names = scalar_environment(function, dtype.code) | {"internal": numba.njit(error_model="numpy")}
+            names = scalar_environment(function, dtype.code) | {"internal_scalar": numba.njit(error_model="numpy")}
             exec(make(name), names)
             self._again[name] = names[name]
         arrays = np.broadcast_arrays(*(t.detach().numpy() for t in operands))

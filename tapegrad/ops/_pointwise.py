@@ -26,7 +26,7 @@ _S = rt.S
 def scalar_environment(function: Callable, dtype: int) -> dict[str, Any]:
     """The global names of a declared body when it is compiled for one dtype: ops become scalar functions, `T` the type."""
     real = getattr(numba.types, dtypes.ALL[dtype].name if dtype != dtypes.bool.code else "uint8")
-    names: dict[str, Any] = {"__name__": __name__, "T": real, "internal": structs.internal}
+    names: dict[str, Any] = {"__name__": __name__, "T": real, "internal_scalar": structs.internal_scalar}
     if {"lgamma", "digamma"} & set(function.__code__.co_names):
         vecmath.bind_symbols()  # SciPy's functions by address, also needed to load cached code
     for name, value in _source.globals_used(function).items():

@@ -87,7 +87,7 @@ def partial_names(function: Callable, index: int) -> list[str]:
 def _function_text(name: str, parameters: list[str], body: list[ast.stmt]) -> str:
     lines = "\n".join(ast.unparse(ast.fix_missing_locations(_TypedNumbers().visit(s))) for s in body)
     # each operation is rounded by itself: the same in an op's own kernel, in a loop of several ops, and in a derivative over tensors
-    return f"@internal\ndef {name}({', '.join(parameters)}):\n{textwrap.indent(lines, '    ')}\n"
+    return f"@internal_scalar\ndef {name}({', '.join(parameters)}):\n{textwrap.indent(lines, '    ')}\n"
 
 
 def forward_text(name: str, function: Callable) -> str:
