@@ -134,6 +134,17 @@ def test_a_function_that_saves_less_is_found_out():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_argument_that_was_written_to_is_refused(inside):
+    x = tg.tensor([1.0, 2.0], requires_grad=True)
+    y = x * 1
+    z = checkpoint((lambda t: t.mul_(2).sin()) if inside else tg.sin, y, use_reentrant=False)
+    if not inside:
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match=r"an argument of shape \[2\] was written to since the call"):
+        z.sum().backward()
+
+
 def test_an_unknown_check_and_too_many_segments_are_refused():
     with pytest.raises(ValueError, match="determinism_check"):
         checkpoint(tg.sin, tg.ones(1), determinism_check="always")

@@ -33,6 +33,7 @@ class _Region:
 
     def __init__(self, function: Callable, args: tuple, kwargs: dict, options: dict[str, Any]) -> None:
         self._call = lambda: function(*args, **kwargs)
+        self._given = [(t, t._version) for t in _tree.flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         self._options = options
         self._context = options["contexts"][1]
         self._state = get_rng_state() if options["preserve_rng_state"] else None
@@ -51,6 +52,12 @@ class _Region:
         return self._values.pop(number)
 
     def _recomputed(self) -> dict[int, Tensor]:
+        for t, version in self._given:
+            if t._version != version:
+                raise RuntimeError(
+                    f"checkpoint: an argument of shape {list(t.shape)} was written to since the call (it is at version {t._version}, and was "
+                    f"at {version}), so what was computed of it cannot be computed again; pass a copy (x.clone()), or do not write to it"
+                )
         values: list[Tensor] = []
         early = self._options["early_stop"]
 
@@ -121,6 +128,7 @@ def checkpoint(
 
     Raises:
         CheckpointError: in backward, if the second call saves other tensors than the first.
+        RuntimeError: in backward, if an argument was written to in the meantime.
         ValueError: for an unknown check.
 
     >>> import tapegrad as tg
