@@ -127,7 +127,7 @@ def describe(value: Any, seen: dict[Any, bytes]) -> bytes:
     if not isinstance(described, python_types.FunctionType) or is_library(described):
         return _describe_value(described, seen)
     seen[id(value)] = described.__qualname__.encode()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(module).encode())  # which cached code imports when it is loaded
     _describe_code(described.__code__, described, is_jitted(value), digest, seen)
     for default in (*(described.__defaults__ or ()), *(described.__kwdefaults__ or {}).items()):
         digest.update(describe(default, seen))
