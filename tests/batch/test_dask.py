@@ -109,7 +109,7 @@ def test_a_worker_that_is_killed_is_replaced(client, tmp_path):
 
     def kill_one():
         end = time.monotonic() + 60
-        while not (journal.exists() and journal.read_text().count('{"samples"') > 3) and time.monotonic() < end:
+        while not (journal.exists() and '{"samples"' in journal.read_text()) and time.monotonic() < end:
             time.sleep(0.005)
         os.kill(next(iter(pids.values())), signal.SIGKILL)
 
