@@ -44,9 +44,6 @@ _NAMES = [
     "STEP_OFFSET",
     "STORE_OFFSET",
     "ADJOINT_OFFSET",
-    "SCRATCH",
-    "scratch_block",
-    "copy_bytes",
 ]
 
 
@@ -149,30 +146,9 @@ def forward_source(
     addresses = "\n".join(
         f"    {n} = buffer_at(s.buffers + r.{slot} * BUFFER_SIZE).data" for n, slot in zip(names, slots, strict=False)
     )
-    of_operands = [f"{n} + begin * step[{p + 1}] * {sizes[n]}" for p, n in enumerate(names)]
+    flat = ", ".join(f"{n} + start * step[{p}] * {sizes[n]}" for p, n in enumerate(["out", *names]))
     strided = ", ".join(f"{n} + outer_offset(S, {p}, j) * {sizes[n]}" for p, n in enumerate(["out", *names]))
     steps = ", ".join(f"step[{p}]" for p in range(len(names) + 1))
-    size = sizes["out"]
-    overwritten = [n for n in names if sizes[n] == size]
-    if in_place or not overwritten:
-        flat = f"""        begin = start
-        {name}_span(out + begin * step[0] * {size}, {", ".join(of_operands)}, stop - start, {steps})
-"""
-    else:
-        # a loop over the very elements it writes is not vectorised: sin_ of 20,000 took 84 microseconds, not 7
-        same = " or ".join(f"out == {n}" for n in overwritten)
-        flat = f"""        same = step[0] == 1 and ({same})
-        scratch = scratch_block()
-        block = min(stop - start, SCRATCH // {size}) if same else stop - start
-        begin = start
-        while begin < stop:
-            count = min(block, stop - begin)
-            target = scratch if same else out + begin * step[0] * {size}
-            {name}_span(target, {", ".join(of_operands)}, count, {steps})
-            if same:
-                copy_bytes(out + begin * {size}, scratch, count * {size})
-            begin += count
-"""
     return f"""{span}
 
 def {name}(S, row, start, stop):
@@ -182,7 +158,8 @@ def {name}(S, row, start, stop):
     out = buffer_at(s.buffers + r.out * BUFFER_SIZE).data
 {addresses}
     if s.flat:
-{flat}        return
+        {name}_span({flat}, stop - start, {steps})
+        return
     for j in range(start, stop):
         {name}_span({strided}, s.inner, {steps})
 """

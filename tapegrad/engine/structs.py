@@ -416,39 +416,6 @@ f32 = _pointer_to(types.float32, ir.FloatType())
 f64 = _pointer_to(types.float64, ir.DoubleType())
 
 
-SCRATCH = 4096
-
-
-@intrinsic
-def scratch_block(typing_context):
-    """Address of SCRATCH bytes that the function has while it runs."""
-
-    def codegen(context, builder, signature, args):
-        block = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), SCRATCH))
-        block.align = 64
-        return builder.ptrtoint(block, ir.IntType(64))
-
-    return types.intp(), codegen
-
-
-@intrinsic
-def copy_bytes(typing_context, target, source, count):
-    """Copy so many bytes from one address to another, between stretches that do not overlap."""
-
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8).as_pointer()
-        cgutils.raw_memcpy(
-            builder,
-            builder.inttoptr(args[0], byte),
-            builder.inttoptr(args[1], byte),
-            args[2],
-            ir.Constant(ir.IntType(64), 1),
-        )
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), codegen
-
-
 @intrinsic
 def call_kernel(typing_context, address, state, row, start, stop):
     """Call the kernel at `address` for work items ``start`` to ``stop`` of one row."""

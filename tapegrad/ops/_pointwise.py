@@ -130,6 +130,11 @@ class Pointwise(Op):
             self._scalars[dtype] = namespace[name]
         return self._scalars[dtype]
 
+    def overwrites(self, dtype: int) -> bool:
+        """Whether its kernel has a loop of its own for a result written over the first operand; others are ten times slower then."""
+        out = dtype if self.out is None else self.out.code
+        return int(rt.ops[self.code]["cost"]) <= 2 and self.arity > 1 and self.input_dtypes(dtype)[0][1] == out
+
     def load_forward(self, dtype: int) -> None:
         """Build or load the forward kernel for a dtype code."""
         self._note_saved(self.parameters)
@@ -137,8 +142,7 @@ class Pointwise(Op):
         label = f"{self.symbol}_forward_{dtypes.ALL[dtype].name}"
         text = _source.forward_text(f"{label}_scalar", self.function)
         inputs = self.input_dtypes(dtype)
-        cheap = int(rt.ops[self.code]["cost"]) <= 2 and self.arity > 1 and inputs[0][1] == out
-        text += forward_source(label, f"{label}_scalar", inputs, out, cheap)
+        text += forward_source(label, f"{label}_scalar", inputs, out, self.overwrites(dtype))
         names = environment(**scalar_environment(self.function, dtype))
         rt.forward[self.code, dtype] = self.build(label, text, names, structs.KERNEL_RAISED)
 

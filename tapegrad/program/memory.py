@@ -101,15 +101,12 @@ def _in_place(step: Instruction, out: Value, last: dict[Value, int], number: int
         if whole is None or part is None or part.root()[0] is whole.root()[0]:
             return None
         return whole if _fits(whole, out, last, number, places) else None
-    if not isinstance(step.op, Pointwise):
+    value = step.inputs[0]
+    if value is None or not isinstance(step.op, Pointwise) or not step.op.overwrites(value.dtype.code):
         return None
-    roots = [v.root()[0] for v in step.operands()]
-    for value in step.operands():
-        # other operands that show parts of it differently would see it change
-        alone = sum(1 for r, v in zip(roots, step.operands(), strict=True) if r is value and v is not value) == 0
-        if alone and _fits(value, out, last, number, places):
-            return value
-    return None
+    # other operands that show parts of it differently would see it change
+    alone = all(v is value or v.root()[0] is not value for v in step.operands())
+    return value if alone and _fits(value, out, last, number, places) else None
 
 
 def _fits(value: Value, out: Value, last: dict[Value, int], number: int, places: dict) -> bool:
